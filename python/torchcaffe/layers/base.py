@@ -1,0 +1,111 @@
+"""What a layer is: its parameters, the shapes of its tops, and one differentiable function from bottoms to tops.
+
+Everything else (blobs, diffs, backward, sharing, the training step) is derived from these by net.py and step.py.
+A layer registers itself under Caffe's type name:
+
+    @layer("Sigmoid")
+    class Sigmoid(Layer):
+        bottoms, tops = 1, 1
+        def top_shapes(self, x): return [x]
+        def forward(self, x): return torch.sigmoid(x)
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaffe.errors import CaffeError
+from torchcaffe.proto import caffe_pb2
+from torchcaffe.streams import Streams
+
+Shape = tuple[int, ...]
+LAYERS: dict[str, type[Layer]] = {}
+
+
+def layer(type_name: str) -> Callable[[type[Layer]], type[Layer]]:
+    """Register a class as the implementation of Caffe's layer type `type_name`."""
+    def register(cls: type[Layer]) -> type[Layer]:
+        cls.type = type_name
+        LAYERS[type_name] = cls
+        return cls
+    return register
+
+
+@dataclass
+class Context:
+    """What a net gives to each of its layers."""
+    phase: int                                  # caffe_pb2.TRAIN or TEST
+    streams: Streams
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+
+class Layer:
+    """One layer of a net.
+
+    Class attributes say what Caffe's LayerSetUp would check:
+      bottoms, tops     a number, or (least, most) with None for no limit
+      same_count        as many tops as bottoms (Caffe: EqualNumBottomTopBlobs)
+      auto_tops         missing tops are made up by the net, as for loss layers
+      in_place          False where Caffe refuses a top that is also a bottom
+      no_force          bottoms that force_backward does not reach (Caffe: AllowForceBackward)
+      not_differentiable  bottoms to which Caffe aborts when asked to propagate ("all" for every one)
+    Instance attributes:
+      param, name, phase, context     the LayerParameter and where it is used
+      params            tensors of the parameters, in the order they were declared; made by the net, shared or not
+      cursor            how many forward passes have drawn or read something; the whole state of a data or dropout layer
+    """
+
+    type: ClassVar[str] = ""
+    bottoms: ClassVar[int | tuple[int, int | None]] = 1
+    tops: ClassVar[int | tuple[int, int | None]] = 1
+    same_count: ClassVar[bool] = False
+    auto_tops: ClassVar[bool] = False
+    in_place: ClassVar[bool] = True
+    no_force: ClassVar[frozenset[int]] = frozenset()
+    not_differentiable: ClassVar[frozenset[int] | str] = frozenset()
+
+    def __init__(self, param: caffe_pb2.LayerParameter, context: Context):
+        self.param = param
+        self.name: str = param.name
+        self.context = context
+        self.phase = context.phase
+        self.params: list[Tensor] = []
+        self.declared: list[tuple[Shape, Callable[[np.random.Generator], np.ndarray]]] = []
+        self.cursor = 0
+
+    # -- what a subclass writes -----------------------------------------------------------------------------------
+    def setup(self, *bottoms: Shape) -> None:
+        """Read and check the message, and declare the parameters; once, with the shapes of the bottoms at that time."""
+
+    def top_shapes(self, *bottoms: Shape) -> Sequence[Shape]:
+        """Shapes of the tops; called whenever a bottom's shape has changed.  Checks what depends on shapes."""
+        raise NotImplementedError
+
+    def forward(self, *bottoms: Tensor) -> Tensor | Sequence[Tensor]:
+        """Tops from bottoms and self.params, differentiable by autograd.  Never changes a bottom.
+
+        Tensors may be channels-last in memory; results may be too.  Parameters that the forward pass itself changes
+        (BatchNorm's statistics) are written in place under torch.no_grad().
+        """
+        raise NotImplementedError
+
+    # -- what a subclass uses -------------------------------------------------------------------------------------
+    def declare(self, shape: Sequence[int], fill: Callable[[np.random.Generator], np.ndarray]) -> None:
+        """Add a parameter; `fill` draws its initial value (an array of `shape`)."""
+        self.declared.append((tuple(int(d) for d in shape), fill))
+
+    def require(self, condition: Any, message: str) -> None:
+        """Raise CaffeError naming this layer unless `condition` holds."""
+        if not condition:
+            raise CaffeError(f"layer '{self.name}' ({self.type}): {message}")
+
+    def axis(self, axis: int, ndim: int) -> int:
+        """Caffe's CanonicalAxisIndex: -ndim <= axis < ndim, counted from the front."""
+        self.require(-ndim <= axis < ndim, f"axis {axis} is out of range for a blob with {ndim} axes")
+        return axis % ndim if ndim else 0

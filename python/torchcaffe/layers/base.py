@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchcaffe.blob import Blob
 from torchcaffe.errors import CaffeError
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.streams import Streams
@@ -55,9 +56,11 @@ class Layer:
       in_place          False where Caffe refuses a top that is also a bottom
       no_force          bottoms that force_backward does not reach (Caffe: AllowForceBackward)
       not_differentiable  bottoms to which Caffe aborts when asked to propagate ("all" for every one)
+      reshapes_itself   top_shapes is called before every forward pass, not only when a bottom has changed (Python layers)
     Instance attributes:
       param, name, phase, context     the LayerParameter and where it is used
       params            tensors of the parameters, in the order they were declared; made by the net, shared or not
+      blobs             the same parameters as blobs
       cursor            how many forward passes have drawn or read something; the whole state of a data or dropout layer
     """
 
@@ -69,6 +72,7 @@ class Layer:
     in_place: ClassVar[bool] = True
     no_force: ClassVar[frozenset[int]] = frozenset()
     not_differentiable: ClassVar[frozenset[int] | str] = frozenset()
+    reshapes_itself: ClassVar[bool] = False
 
     def __init__(self, param: caffe_pb2.LayerParameter, context: Context):
         self.param = param
@@ -76,6 +80,7 @@ class Layer:
         self.context = context
         self.phase = context.phase
         self.params: list[Tensor] = []
+        self.blobs: list[Blob] = []
         self.declared: list[tuple[Shape, Callable[[np.random.Generator], np.ndarray]]] = []
         self.cursor = 0
 
@@ -95,6 +100,20 @@ class Layer:
         """
         raise NotImplementedError
 
+    def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
+        """Called before setup with the blobs themselves, for the one layer that works on them (Python)."""
+
+    # -- what the net uses ----------------------------------------------------------------------------------------
+    @property
+    def is_loss(self) -> bool:
+        """Whether the first top counts as a loss with weight 1 unless loss_weight is written."""
+        return self.type.endswith("Loss")
+
+    def bind(self, needs_gradient: Sequence[bool]) -> None:
+        """Make `params` the tensors of `blobs`, each a leaf of its own that takes a gradient or not."""
+        self.params = [blob.data_slot.value().detach().requires_grad_(need)
+                       for blob, need in zip(self.blobs, needs_gradient, strict=True)]
+
     # -- what a subclass uses -------------------------------------------------------------------------------------
     def declare(self, shape: Sequence[int], fill: Callable[[np.random.Generator], np.ndarray]) -> None:
         """Add a parameter; `fill` draws its initial value (an array of `shape`)."""
@@ -103,7 +122,7 @@ class Layer:
     def require(self, condition: Any, message: str) -> None:
         """Raise CaffeError naming this layer unless `condition` holds."""
         if not condition:
-            raise CaffeError(f"layer '{self.name}' ({self.type}): {message}")
+            raise CaffeError(f"layer '{self.name}' ({self.type}): {message}", layer=self.name)
 
     def axis(self, axis: int, ndim: int) -> int:
         """Caffe's CanonicalAxisIndex: -ndim <= axis < ndim, counted from the front."""

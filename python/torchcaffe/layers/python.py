@@ -1,0 +1,123 @@
+"""The Python layer: runs a user's class written for pycaffe, unmodified.
+
+A prototxt names `module:` and `layer:`; the class has setup, reshape, forward and backward on numpy blobs.  It may also offer
+`forward_torch(self, bottoms, blobs)`, a differentiable torch form of forward, and then the whole-iteration step can use it.
+"""
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from torchcaffe.blob import Blob
+from torchcaffe.errors import CaffeError
+from torchcaffe.layers.base import Layer, Shape, layer
+
+
+class BlobList(list[Blob]):
+    """A Python layer's own parameters."""
+
+    def __init__(self, owner: PythonLayer):
+        super().__init__()
+        self.owner = owner
+
+    def add_blob(self, *shape: int) -> Blob:
+        """Add a parameter of zeros; it is saved, restored and shared with test nets like any other."""
+        self.append(Blob(shape, self.owner.context.device, self.owner.context.dtype, fixed=True))
+        return self[-1]
+
+
+class PyLayer:
+    """What `caffe.Layer` is to a Python layer: the base class with param_str, phase, blobs and the four methods."""
+
+    param_str: str
+    phase: int
+    blobs: BlobList
+    type: ClassVar[str] = "Python"
+
+    def __init__(self, param: Any = None):
+        """Caffe hands over the LayerParameter; classes that define their own __init__ pass it on."""
+
+    def setup(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        """Once, before the first reshape."""
+        raise NotImplementedError(f"{type(self).__name__} has no setup")
+
+    def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        """Before each forward: give the tops their shapes."""
+        raise NotImplementedError(f"{type(self).__name__} has no reshape")
+
+    def forward(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        """Write top[i].data."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def backward(self, top: Sequence[Blob], propagate_down: Sequence[bool], bottom: Sequence[Blob]) -> None:
+        """Write bottom[i].diff where propagate_down[i], and add to the diffs of self.blobs."""
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+
+def load_class(module: str, name: str, complain: Layer) -> type[PyLayer]:
+    """Import the class; while its module is imported, `import caffe` is torchcaffe."""
+    ours = sys.modules["torchcaffe"]
+    other: ModuleType | None = sys.modules.get("caffe")
+    complain.require(other is None or other is ours,
+                     "a real caffe is imported in this process; run torchcaffe's Python layers in a process of their own")
+    sys.modules["caffe"] = ours
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0] and error.name != module:
+            raise
+        raise CaffeError(f"layer '{complain.name}' (Python): no module '{module}' on sys.path; put its folder on PYTHONPATH",
+                         layer=complain.name) from None
+    finally:
+        if other is None:
+            del sys.modules["caffe"]
+    complain.require(hasattr(loaded, name), f"module '{module}' ({getattr(loaded, '__file__', '?')}) has no class '{name}'")
+    found = getattr(loaded, name)
+    complain.require(isinstance(found, type) and issubclass(found, PyLayer), f"'{module}.{name}' is not a caffe.Layer")
+    return found
+
+
+@layer("Python")
+class PythonLayer(Layer):
+    """Caffe: python_layer.hpp.  A loss needs its loss_weight written out.  Exceptions of the class reach the caller."""
+
+    bottoms, tops = (0, None), (0, None)
+    reshapes_itself = True
+
+    def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
+        self.bottom_blobs, self.top_blobs = bottoms, tops
+
+    def setup(self, *bottoms: Shape) -> None:
+        p = self.param.python_param
+        cls = load_class(p.module, p.layer, self)
+        self.user = cls(self.param)
+        self.user.param_str = p.param_str
+        self.user.phase = self.phase
+        self.user.blobs = BlobList(self)
+        self.blobs = self.user.blobs
+        self.user.setup(self.bottom_blobs, self.top_blobs)
+
+    def top_shapes(self, *bottoms: Shape) -> list[Shape]:
+        self.user.reshape(self.bottom_blobs, self.top_blobs)
+        return [blob.shape for blob in self.top_blobs]
+
+    @property
+    def has_torch_form(self) -> bool:
+        """Whether the whole-iteration step can run this layer."""
+        return hasattr(self.user, "forward_torch")
+
+    def forward(self, *bottoms: Tensor) -> Tensor | Sequence[Tensor]:
+        return self.user.forward_torch(bottoms, self.params)  # type: ignore[attr-defined]
+
+    def forward_numpy(self) -> None:
+        """The class's own forward, on live arrays."""
+        self.user.forward(self.bottom_blobs, self.top_blobs)
+
+    def backward_numpy(self, propagate_down: Sequence[bool]) -> None:
+        """The class's own backward; bottoms it leaves alone keep their diffs."""
+        self.user.backward(self.top_blobs, list(propagate_down), self.bottom_blobs)

@@ -1,0 +1,318 @@
+"""pycaffe's Net: runs a graph layer by layer, keeping every blob's data and diff.
+
+This is the form users look into: start and end, hooks, live arrays, propagate_down, in-place names and splits behave as in Caffe.
+Each layer is differentiated on its own with autograd, so a diff that a user writes between two layers counts.  Training
+programs use step.py instead, which runs a whole iteration as one function of the same layers.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaffe import formats, graph, settings
+from torchcaffe.blob import Blob
+from torchcaffe.build import Graph, build, check_differentiable
+from torchcaffe.errors import CaffeError
+from torchcaffe.layers.base import Context, Layer
+from torchcaffe.layers.python import PythonLayer
+from torchcaffe.proto import caffe_pb2, prototxt
+from torchcaffe.streams import Streams
+
+TRAIN, TEST = caffe_pb2.TRAIN, caffe_pb2.TEST
+Hook = Callable[[int], Any]
+
+
+class Net:
+    """A net of a prototxt in one phase.
+
+    Net(network_file, phase, level=0, stages=None, weights=None), or the older Net(network_file, weights, phase).
+    blobs, params: dicts of Blob and of lists of Blob, in the order of the file.  Raises CaffeError with file and line.
+    """
+
+    def __init__(self, network_file: str | Path, phase_or_weights: int | str | Path, *more: Any, phase: int | None = None, level: int = 0,
+                 stages: Sequence[str] | None = None, weights: str | Path | None = None):
+        if isinstance(phase_or_weights, (str, Path)):
+            weights = phase_or_weights
+            phase = more[0] if more else phase
+        else:
+            phase = phase_or_weights
+            level = more[0] if more else level
+            stages = more[1] if len(more) > 1 else stages
+            weights = more[2] if len(more) > 2 else weights
+        if phase not in (TRAIN, TEST):
+            raise CaffeError(f"{network_file}: phase {phase!r} is not caffe.TRAIN or caffe.TEST")
+        param = graph.set_state(prototxt.read_net(network_file), phase, level, list(stages or []))
+        self._build(param, Streams(settings.next_net_seed()), str(network_file))
+        if weights is not None:
+            self.copy_from(weights)
+
+    @classmethod
+    def from_message(cls, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> Net:
+        """A net from a message whose state is set; `source` names it in errors (its file, or the solver's)."""
+        net = cls.__new__(cls)
+        net._build(param, streams, source)
+        return net
+
+    def _build(self, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> None:
+        self.source, self.phase = source, param.state.phase
+        self.context = Context(param.state.phase, streams, settings.device(), settings.dtype())
+        try:
+            self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
+        except CaffeError as error:
+            line = prototxt.layer_line(source, error.layer) if error.layer else None
+            raise CaffeError(f"{source}:{line}: {error}" if line else f"{source}: {error}", layer=error.layer) from None
+        self.name = self.graph.name
+        self.blobs: OrderedDict[str, Blob] = OrderedDict(self.graph.blobs)
+        self.layers: list[Layer] = [node.layer for node in self.graph.nodes]
+        self.layer_dict = OrderedDict((layer.name, layer) for layer in self.layers)
+        self.params: OrderedDict[str, list[Blob]] = OrderedDict((la.name, la.blobs) for la in self.layers if la.blobs)
+        self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
+        self.bottom_names = OrderedDict((n.layer.name, list(n.bottom_names)) for n in self.graph.nodes)
+        self.top_names = OrderedDict((n.layer.name, list(n.top_names)) for n in self.graph.nodes)
+        self._layer_names = [layer.name for layer in self.layers]
+        self._blob_names = list(self.blobs)
+        self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
+        self._differentiable = False
+
+    # -- looking at it ---------------------------------------------------------------------------------------------
+    @property
+    def blob_loss_weights(self) -> OrderedDict[str, float]:
+        """The loss weight of every blob, 0 for most."""
+        weights = OrderedDict((name, 0.0) for name in self.blobs)
+        for node in self.graph.nodes:
+            weights.update((n, w) for n, w in zip(node.top_names, node.loss_weights, strict=True) if n in weights)
+        return weights
+
+    def before_forward(self, hook: Hook) -> None:
+        """Call hook(layer index) before each layer's forward."""
+        self._hooks["before_forward"].append(hook)
+
+    def after_forward(self, hook: Hook) -> None:
+        """Call hook(layer index) after each layer's forward."""
+        self._hooks["after_forward"].append(hook)
+
+    def before_backward(self, hook: Hook) -> None:
+        """Call hook(layer index) before each layer's backward."""
+        self._hooks["before_backward"].append(hook)
+
+    def after_backward(self, hook: Hook) -> None:
+        """Call hook(layer index) after each layer's backward."""
+        self._hooks["after_backward"].append(hook)
+
+    # -- forward ---------------------------------------------------------------------------------------------------
+    def _forward(self, start: int, end: int) -> float:
+        """Run layers start..end (indices, both included) and return their loss: the sum of tops times their diffs' loss weights."""
+        loss = 0.0
+        for index in range(start, end + 1):
+            self._call("before_forward", index)
+            loss += self._forward_layer(index)
+            self._call("after_forward", index)
+        return loss
+
+    def _forward_layer(self, index: int) -> float:
+        node = self.graph.nodes[index]
+        layer = node.layer
+        self._tapes.pop(index, None)
+        for blob in layer.blobs:
+            blob.data_slot.value()
+        if isinstance(layer, PythonLayer):
+            node.reshape()
+            layer.forward_numpy()
+        elif layer.type != "Input":
+            inputs = [blob.data_slot.value() for blob in node.bottoms]
+            node.reshape()
+            with torch.set_grad_enabled(node.need_backward):
+                inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, node.bottom_need, strict=True)]
+                result = layer.forward(*inputs)
+            tops = [result] if isinstance(result, Tensor) else list(result)
+            if node.need_backward:
+                self._tapes[index] = (inputs, tops)
+            for blob, top in zip(node.tops, tops, strict=True):
+                blob.data_slot.assign(top.detach())
+            for blob in layer.blobs:
+                blob.data_slot.publish()
+        loss = 0.0
+        for blob, weight in zip(node.tops, node.loss_weights, strict=True):
+            if weight:
+                # the weight lies in the diff, where a later layer's backward may have written another number, as in Caffe
+                loss += float(torch.sum(blob.data_slot.value() * blob.diff_value()))
+        return loss
+
+    def forward(self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None,
+                **kwargs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run forward from layer `start` to layer `end`, with input blobs set from kwargs; {output or asked blob: live array}."""
+        first = self._layer_index(start) if start is not None else 0
+        last = self._layer_index(end) if end is not None else len(self.layers) - 1
+        outputs = set(self.outputs if end is None else self.top_names[end]) | set(blobs or [])
+        if kwargs:
+            if set(kwargs) != set(self.inputs):
+                raise CaffeError(f"input blob arguments {sorted(kwargs)} do not match the net's inputs {sorted(self.inputs)}")
+            for name, value in kwargs.items():
+                if value.shape[0] != self.blobs[name].shape[0]:
+                    raise CaffeError(f"input '{name}' has {value.shape[0]} items, the blob {self.blobs[name].shape[0]}; reshape it first")
+                self.blobs[name].data[...] = value
+        self._forward(first, last)
+        return {name: self.blobs[name].data for name in self._known(outputs)}
+
+    # -- backward --------------------------------------------------------------------------------------------------
+    def _backward(self, start: int, end: int) -> None:
+        """Run backward from layer index start down to end.  Blob diffs are overwritten, parameter diffs added to."""
+        if not self._differentiable:
+            check_differentiable(self.graph)
+            self._differentiable = True
+        for index in range(start, end - 1, -1):
+            self._call("before_backward", index)
+            if self.graph.nodes[index].need_backward:
+                self._backward_layer(index)
+            self._call("after_backward", index)
+
+    def _backward_layer(self, index: int) -> None:
+        node = self.graph.nodes[index]
+        layer = node.layer
+        if isinstance(layer, PythonLayer):
+            layer.backward_numpy(node.bottom_need)
+            return
+        if layer.type == "Input":
+            return
+        if index not in self._tapes:
+            raise CaffeError(f"layer '{layer.name}': backward needs a forward pass first")
+        inputs, tops = self._tapes[index]
+        wanted = [i for i, need in enumerate(node.bottom_need) if need]
+        learned = [i for i, need in enumerate(node.param_need) if need]
+        targets = [inputs[i] for i in wanted] + [layer.params[i] for i in learned]
+        pairs = [(t, b.diff_value().reshape(t.shape)) for t, b in zip(tops, node.tops, strict=True) if t.requires_grad]
+        grads: Sequence[Tensor | None] = [None] * len(targets)
+        if targets and pairs:
+            grads = torch.autograd.grad([t for t, _ in pairs], targets, [d for _, d in pairs], retain_graph=True, allow_unused=True)
+        for i, grad in zip(wanted, grads, strict=False):
+            blob = node.bottoms[i]
+            blob.diff_slot.assign(torch.zeros_like(inputs[i]) if grad is None else grad)
+        for i, grad in zip(learned, grads[len(wanted):], strict=True):
+            if grad is not None:
+                self._add_param_diff(layer, i, grad)
+
+    @staticmethod
+    def _add_param_diff(layer: Layer, index: int, grad: Tensor) -> None:
+        slot = layer.blobs[index].diff_slot
+        total = slot.value()
+        # a Parameter layer's blob is its top, whose diff the layers above overwrite (parameter_layer.hpp)
+        slot.assign(grad if layer.type == "Parameter" else total.add_(grad.reshape(total.shape)))
+
+    def backward(self, diffs: Sequence[str] | None = None, start: str | None = None, end: str | None = None,
+                 **kwargs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run backward from layer `start` down to layer `end`, with top diffs set from kwargs; {input or asked blob: live diff}."""
+        first = self._layer_index(start) if start is not None else len(self.layers) - 1
+        last = self._layer_index(end) if end is not None else 0
+        results = set(self.inputs if end is None else self.bottom_names[end]) | set(diffs or [])
+        if kwargs:
+            wanted = self.outputs if start is None else self.top_names[start]
+            if set(kwargs) != set(wanted):
+                raise CaffeError(f"top diff arguments {sorted(kwargs)} do not match the tops {sorted(wanted)}")
+            for name, value in kwargs.items():
+                if value.shape[0] != self.blobs[name].shape[0]:
+                    raise CaffeError(f"diff of '{name}' has {value.shape[0]} items, the blob {self.blobs[name].shape[0]}")
+                self.blobs[name].diff[...] = value
+        self._backward(first, last)
+        return {name: self.blobs[name].diff for name in self._known(results)}
+
+    def clear_param_diffs(self) -> None:
+        """Zero the diffs of all parameters."""
+        for item in self.graph.learnable:
+            slot = item.blob.diff_slot
+            slot.assign(torch.zeros_like(slot.value()))
+
+    # -- shapes and inputs -------------------------------------------------------------------------------------------
+    def reshape(self) -> None:
+        """Pass the shapes of the input blobs through all layers, after inputs were reshaped."""
+        for node in self.graph.nodes:
+            if node.layer.type != "Input":
+                node.reshape()
+
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Give the MemoryData layer, which must be the first layer, its records (float32, 4-D) and labels."""
+        layer = self.layers[0]
+        if layer.type != "MemoryData":
+            raise CaffeError(f"set_input_arrays needs a MemoryData layer as the first layer, not {layer.type} '{layer.name}'")
+        layer.set_arrays(data, labels)  # type: ignore[attr-defined]
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+    def copy_from(self, path: str | Path) -> None:
+        """Load parameters by layer name from a .caffemodel or .h5 file; layers the net does not have are ignored.
+
+        Raises CaffeError for another number of blobs or another shape (Caffe: Net::CopyTrainedLayersFrom).
+        """
+        found = [(self.layer_dict[name], arrays) for name, arrays in formats.read_weights(path) if name in self.layer_dict]
+        for layer, arrays in found:
+            if len(arrays) != len(layer.blobs):
+                raise CaffeError(f"{path}: layer '{layer.name}' has {len(arrays)} blobs there and {len(layer.blobs)} in {self.source}")
+            for i, (blob, array) in enumerate(zip(layer.blobs, arrays, strict=True)):
+                if array.shape != blob.shape and not _legacy_equal(array.shape, blob.shape):
+                    raise CaffeError(f"{path}: parameter {i} of layer '{layer.name}' has shape {array.shape} there and {blob.shape} in "
+                                     f"{self.source}; rename the layer to train it anew")
+        for layer, arrays in found:
+            for blob, array in zip(layer.blobs, arrays, strict=True):
+                blob.data_slot.assign(torch.from_numpy(np.ascontiguousarray(array.reshape(blob.shape))))
+
+    load_hdf5 = copy_from
+
+    def to_message(self, diffs: bool = False) -> caffe_pb2.NetParameter:
+        """The net with its splits and parameters, as Caffe's Net::ToProto writes it."""
+        message = caffe_pb2.NetParameter(name=self.name)
+        for layer in self.layers:
+            entry = message.layer.add()
+            entry.CopyFrom(layer.param)
+            del entry.blobs[:]
+            for blob in layer.blobs:
+                diff = blob.diff_slot.value().detach().cpu().numpy() if diffs else None
+                entry.blobs.add().CopyFrom(formats.array_to_blob(blob.data_slot.value().detach().cpu().numpy(), diff))
+        return message
+
+    def save(self, path: str | Path, diffs: bool = False) -> None:
+        """Write a .caffemodel, atomically; HDF5 if the name ends in .h5."""
+        formats.write_weights(path, self.to_message(diffs))
+
+    def save_hdf5(self, path: str | Path, diffs: bool = False) -> None:
+        """Write the parameters as HDF5 under any name, atomically."""
+        formats.write_weights_hdf5(path, self.to_message(diffs))
+
+    def share_with(self, other: Net) -> None:
+        """Use the other net's parameters for all layers of the same name (data only, as Caffe's ShareTrainedLayersWith)."""
+        for layer in self.layers:
+            theirs = other.layer_dict.get(layer.name)
+            if theirs is None:
+                continue
+            layer.require(len(theirs.blobs) == len(layer.blobs),
+                          f"has {len(layer.blobs)} parameter(s) here and {len(theirs.blobs)} in the net it shares with")
+            for blob, source in zip(layer.blobs, theirs.blobs, strict=True):
+                layer.require(blob.shape == source.shape, f"has a parameter of shape {blob.shape} here and {source.shape} in the net it shares with")
+                blob.share_data(source)
+        for node in self.graph.nodes:
+            node.layer.bind(node.param_need)
+
+    # -- helpers ---------------------------------------------------------------------------------------------------
+    def _call(self, when: str, index: int) -> None:
+        for hook in self._hooks[when]:
+            hook(index)
+
+    def _layer_index(self, name: str) -> int:
+        if name not in self.layer_dict:
+            raise CaffeError(f"{self.source}: no layer '{name}'")
+        return self._layer_names.index(name)
+
+    def _known(self, names: set[str]) -> list[str]:
+        for name in names:
+            if name not in self.blobs:
+                raise CaffeError(f"{self.source}: no blob '{name}'")
+        return [name for name in self.blobs if name in names]
+
+
+def _legacy_equal(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Old files keep four axes; they fit a blob whose shape is the same without leading ones."""
+    return len(wanted) <= 4 and len(stored) == 4 and (1,) * (4 - len(wanted)) + wanted == stored

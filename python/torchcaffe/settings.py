@@ -1,0 +1,87 @@
+"""Process-wide settings that pycaffe also keeps globally: device, number type, seed.
+
+A net takes them when it is built; changing them later affects later nets only.
+"""
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from torchcaffe.errors import CaffeError
+
+_device_id = 0
+_gpu = False
+_dtype = torch.float32
+_seed: int | None = None
+_nets_since_seed = 0
+
+
+def set_mode_cpu() -> None:
+    """Nets built from now on live on the CPU."""
+    global _gpu
+    _gpu = False
+
+
+def set_mode_gpu() -> None:
+    """Nets built from now on live on the GPU chosen by set_device.  Raises CaffeError where torch sees none."""
+    global _gpu
+    if not torch.cuda.is_available():
+        raise CaffeError("no GPU: torch finds no CUDA device; use set_mode_cpu() or leave --gpu away")
+    _gpu = True
+
+
+def set_device(index: int) -> None:
+    """Choose the GPU for set_mode_gpu, before or after it."""
+    global _device_id
+    if torch.cuda.is_available() and not 0 <= index < torch.cuda.device_count():
+        raise CaffeError(f"no GPU {index}: there are {torch.cuda.device_count()}")
+    _device_id = index
+
+
+def device() -> torch.device:
+    """Where a net built now would live."""
+    return torch.device("cuda", _device_id) if _gpu else torch.device("cpu")
+
+
+def dtype() -> torch.dtype:
+    """The number type of a net built now: float32 outside `number_type`."""
+    return _dtype
+
+
+@contextmanager
+def number_type(kind: torch.dtype) -> Iterator[None]:
+    """Build nets in another number type, for numeric checks in float64."""
+    global _dtype
+    before, _dtype = _dtype, kind
+    try:
+        yield
+    finally:
+        _dtype = before
+
+
+def set_threads(count: int) -> None:
+    """How many threads torch computes with.  Results are byte-equal only for equal counts."""
+    torch.set_num_threads(count)
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed all nets built from now on, the first, the second and so on each with its own draws."""
+    global _seed, _nets_since_seed
+    _seed, _nets_since_seed = int(seed), 0
+
+
+def draw_seed() -> int:
+    """A seed nobody chose, from the operating system; 31 bits, so that it fits a solver's random_seed."""
+    return secrets.randbits(31)
+
+
+def next_net_seed() -> int:
+    """The seed of the next net: it depends on set_random_seed and on how many nets were built since."""
+    global _nets_since_seed
+    if _seed is None:
+        return draw_seed()
+    _nets_since_seed += 1
+    return _seed * 1_000_003 + _nets_since_seed - 1 if _nets_since_seed > 1 else _seed

@@ -1,0 +1,49 @@
+"""Log lines as BVLC Caffe writes them: glog's prefix and the message, to standard error.
+
+Tools that read Caffe's logs take the time from the prefix, so it is glog's to the column:
+`I1120 21:05:28.123456 12345 solver.cpp:218] Iteration 100, loss = 0.5` is severity, month and day, time of day, process and
+the place in Caffe's source that says the same.  What the lines say belongs to those who call `info`.
+"""
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+
+INFO, WARNING, ERROR = range(3)
+_level = INFO
+
+
+def init_log(level: int = INFO) -> None:
+    """Write only lines of at least this severity: 0 information, 1 warnings, 2 errors (pycaffe's init_log and GLOG_minloglevel)."""
+    global _level
+    _level = level
+
+
+def _write(severity: int, message: str, source: str) -> None:
+    if severity < _level:
+        return
+    now = datetime.now()
+    prefix = f"{'IWE'[severity]}{now:%m%d %H:%M:%S.%f} {os.getpid():5d} {source}] "
+    sys.stderr.write(prefix + message + "\n")
+    sys.stderr.flush()
+
+
+def info(message: str, source: str = "solver.cpp:0") -> None:
+    """One line of what happens; `source` is the file and line of Caffe that prints it."""
+    _write(INFO, message, source)
+
+
+def log(message: str) -> None:
+    """A line of the user's own, as pycaffe's `caffe.log` writes it."""
+    _write(INFO, message, "_caffe.cpp:0")
+
+
+def warning(message: str, source: str = "solver.cpp:0") -> None:
+    """One line about something that is probably not meant."""
+    _write(WARNING, message, source)
+
+
+def error(message: str, source: str = "solver.cpp:0") -> None:
+    """One line about something that was wrong and passed over."""
+    _write(ERROR, message, source)

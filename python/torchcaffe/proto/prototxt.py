@@ -52,7 +52,7 @@ def parse(text: str, message: M, filename: str = "<text>") -> M:
     """Merge `text` into `message` and return it; `filename` is for errors only."""
     try:
         text_format.Parse(text, message)
-        if missing := message.FindInitializationErrors():
+        if missing := message.FindInitializationErrors():  # type: ignore[attr-defined]
             raise CaffeError(f"{filename}: {missing[0]} is missing and has no default")
         return message
     except text_format.ParseError as error:

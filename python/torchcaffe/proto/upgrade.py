@@ -56,16 +56,17 @@ def upgrade_net(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
         raise CaffeError("the net has both 'layer' and 'layers' blocks; write all of them as 'layer'")
     if any(layer.HasField("layer") for layer in net.layers):
         _upgrade_v0(net)
-    for layer in net.layers:
-        _move_transformation(layer)
-        net.layer.append(_from_v1(layer))
+    for old in net.layers:
+        _move_transformation(old)
+        net.layer.append(_from_v1(old))
     net.ClearField("layers")
     if net.input:
         _upgrade_inputs(net)
     for layer in net.layer:
         if layer.type == "BatchNorm" and len(layer.param) == 3:     # once written to freeze the statistics by hand
             for spec in layer.param:
-                spec.lr_mult = spec.decay_mult = 0
+                spec.lr_mult = 0
+                spec.decay_mult = 0
     return net
 
 
@@ -128,7 +129,7 @@ def _from_v0(connection: caffe_pb2.V1LayerParameter) -> caffe_pb2.V1LayerParamet
             name = V0_TYPES.get(value, value.upper())
             if name not in _V1_NAMES:
                 raise CaffeError(f"layer '{old.name}': there is no V0 layer type '{value}'")
-            new.type = caffe_pb2.V1LayerParameter.LayerType.Value(name)
+            _put(new, "type", caffe_pb2.V1LayerParameter.LayerType.Value(name))
         elif field.name in V0_FIELDS:
             places, name = V0_FIELDS[field.name]
             place = places.get(old.type, places.get(""))

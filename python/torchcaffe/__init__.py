@@ -6,13 +6,13 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # torch's spinning threads make two busy processes 20 times slower
 
-from torchcaffe.errors import CaffeError, SidecarError  # noqa: E402
-from torchcaffe.layers import LAYERS as _LAYERS  # noqa: E402
-from torchcaffe.layers.python import PyLayer as Layer  # noqa: E402
-from torchcaffe.log import init_log  # noqa: E402
-from torchcaffe.net import TEST, TRAIN, Net  # noqa: E402
-from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, set_threads  # noqa: E402
-from torchcaffe.solver import (  # noqa: E402
+from torchcaffe.errors import CaffeError, SidecarError
+from torchcaffe.layers import LAYERS as _LAYERS
+from torchcaffe.layers.python import PyLayer as Layer
+from torchcaffe.log import init_log
+from torchcaffe.net import TEST, TRAIN, Net
+from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, set_threads
+from torchcaffe.solver import (
     AdaDeltaSolver,
     AdaGradSolver,
     AdamSolver,
@@ -32,6 +32,28 @@ def layer_type_list() -> list[str]:
     return sorted(_LAYERS)
 
 
-__all__ = ["ENGINE", "NUMERIC", "TEST", "TRAIN", "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "CaffeError", "Layer", "Net", "NesterovSolver",
-           "RMSPropSolver", "SGDSolver", "SidecarError", "get_solver", "init_log", "layer_type_list", "number_type", "set_device",
-           "set_mode_cpu", "set_mode_gpu", "set_random_seed", "set_threads"]
+__all__ = [
+    "ENGINE",
+    "NUMERIC",
+    "TEST",
+    "TRAIN",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
+    "CaffeError",
+    "Layer",
+    "NesterovSolver",
+    "Net",
+    "RMSPropSolver",
+    "SGDSolver",
+    "SidecarError",
+    "get_solver",
+    "init_log",
+    "layer_type_list",
+    "number_type",
+    "set_device",
+    "set_mode_cpu",
+    "set_mode_gpu",
+    "set_random_seed",
+    "set_threads",
+]

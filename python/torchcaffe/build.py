@@ -15,6 +15,8 @@ from torchcaffe.layers import LAYERS
 from torchcaffe.layers.base import Context, Layer
 from torchcaffe.proto import caffe_pb2
 
+AUTOMATIC = "(automatic)"                           # Caffe's name of a loss that the file does not name; never an output
+
 
 @dataclass
 class Node:
@@ -64,7 +66,7 @@ class Graph:
     name: str
     param: caffe_pb2.NetParameter                   # filtered, with splits
     nodes: list[Node]
-    blobs: dict[str, Blob]                          # in order; automatic tops are not in it
+    blobs: dict[str, Blob]                          # in order
     inputs: list[str]
     outputs: list[str]
     learnable: list[Learnable]
@@ -146,7 +148,8 @@ class _Builder:
         if layer.auto_tops:
             while len(tops) < _least(layer.tops):
                 tops.append(self._blob())
-                names.append("(automatic)")
+                names.append(AUTOMATIC)
+                self.graph.blobs[AUTOMATIC] = tops[-1]
         return tops, names
 
     def _blob(self) -> Blob:

@@ -246,19 +246,30 @@ class Net:
     def copy_from(self, path: str | Path) -> None:
         """Load parameters by layer name from a .caffemodel or .h5 file; layers the net does not have are ignored.
 
-        Raises CaffeError for another number of blobs or another shape (Caffe: Net::CopyTrainedLayersFrom).
+        Raises CaffeError for another number of blobs or another shape, before anything is changed.  A parameter that another layer
+        owns may be missing, as in HDF5 files (Caffe: Net::CopyTrainedLayersFrom).
         """
-        found = [(self.layer_dict[name], arrays) for name, arrays in formats.read_weights(path) if name in self.layer_dict]
-        for layer, arrays in found:
-            if len(arrays) != len(layer.blobs):
-                raise CaffeError(f"{path}: layer '{layer.name}' has {len(arrays)} blobs there and {len(layer.blobs)} in {self.source}")
-            for i, (blob, array) in enumerate(zip(layer.blobs, arrays, strict=True)):
+        pairs: list[tuple[Blob, np.ndarray]] = []
+        for name, arrays in formats.read_weights(path):
+            if name not in self.layer_dict:
+                continue
+            blobs = self.layer_dict[name].blobs
+            known = list(arrays) + [None] * (len(blobs) - len(arrays))
+            if len(known) > len(blobs) or any(a is None and self._owns(name, i) for i, a in enumerate(known)):
+                raise CaffeError(f"{path}: layer '{name}' has {len(arrays)} blobs there and {len(blobs)} in {self.source}")
+            for i, (blob, array) in enumerate(zip(blobs, known, strict=True)):
+                if array is None:
+                    continue
                 if array.shape != blob.shape and not _legacy_equal(array.shape, blob.shape):
-                    raise CaffeError(f"{path}: parameter {i} of layer '{layer.name}' has shape {array.shape} there and {blob.shape} in "
+                    raise CaffeError(f"{path}: parameter {i} of layer '{name}' has shape {array.shape} there and {blob.shape} in "
                                      f"{self.source}; rename the layer to train it anew")
-        for layer, arrays in found:
-            for blob, array in zip(layer.blobs, arrays, strict=True):
-                blob.data_slot.assign(torch.from_numpy(np.ascontiguousarray(array.reshape(blob.shape))))
+                pairs.append((blob, array.reshape(blob.shape)))
+        for blob, array in pairs:
+            blob.data_slot.assign(torch.from_numpy(array.copy()))
+
+    def _owns(self, layer: str, index: int) -> bool:
+        item = self.graph.learnable[self.graph.param_owner[layer, index]]
+        return (item.layer, item.index) == (layer, index)
 
     load_hdf5 = copy_from
 

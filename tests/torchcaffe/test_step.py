@@ -1,0 +1,119 @@
+"""The whole-iteration step gives the numbers of the layer-by-layer run."""
+import numpy as np
+import pytest
+import torch
+import torchcaffe as caffe
+from nets import MLP, feed, parameters, resnet8, write_solver
+
+
+def train(path, iterations, fast, kind=torch.float32, classes=10):
+    with caffe.number_type(kind):
+        solver = caffe.get_solver(path)
+    solver.fast = fast
+    feed(solver.net, classes=classes)
+    solver.step(iterations)
+    return solver
+
+
+def largest_difference(a, b):
+    return max(np.abs(a[k] - b[k]).max() for k in a)
+
+
+def test_twenty_iterations_of_resnet8_agree_in_float64(tmp_path):
+    path = write_solver(tmp_path, resnet8(), base_lr=0.1)
+    slow, fast = (parameters(train(path, 20, f, torch.float64).net) for f in (False, True))
+    assert largest_difference(slow, fast) < 1e-10
+
+
+def test_twenty_iterations_of_resnet8_agree_in_float32(tmp_path):
+    path = write_solver(tmp_path, resnet8())
+    slow, fast = (parameters(train(path, 20, f).net) for f in (False, True))
+    assert largest_difference(slow, fast) < 2e-4
+
+
+def test_the_fast_step_with_iter_size_clipping_and_nesterov_agrees(tmp_path):
+    path = write_solver(tmp_path, resnet8(), iter_size=2, clip_gradients=0.5, type="Nesterov")
+    slow, fast = (parameters(train(path, 5, f, torch.float64).net) for f in (False, True))
+    assert largest_difference(slow, fast) < 1e-10
+
+
+def test_dropout_draws_do_not_depend_on_the_path(tmp_path):
+    path = write_solver(tmp_path, MLP)
+    slow, fast = (parameters(train(path, 7, f, torch.float64, classes=3).net) for f in (False, True))
+    assert largest_difference(slow, fast) < 1e-12
+
+
+def test_a_blob_looked_at_before_shows_the_tops_of_the_last_fast_step(tmp_path):
+    path = write_solver(tmp_path, MLP)
+    slow, fast = (caffe.get_solver(path) for _ in range(2))
+    fast.fast = True
+    arrays = []
+    for solver in (slow, fast):
+        feed(solver.net, classes=3)
+        arrays.append(solver.net.blobs["ip2"].data)
+        solver.step(3)
+    assert np.allclose(*arrays, atol=1e-6) and np.abs(arrays[0]).max() > 0
+
+
+class Doubler(caffe.Layer):
+    """A Python layer without a torch form."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].shape)
+
+    def forward(self, bottom, top):
+        top[0].data[...] = 2 * bottom[0].data
+
+    def backward(self, top, propagate_down, bottom):
+        bottom[0].diff[...] = 2 * top[0].diff
+
+
+class TorchDoubler(Doubler):
+    """The same with a torch form, and a blob that counts passes."""
+
+    def setup(self, bottom, top):
+        self.blobs.add_blob(1)
+
+    def forward(self, bottom, top):
+        super().forward(bottom, top)
+        self.blobs[0].data[...] += 1
+
+    def forward_torch(self, bottoms, blobs):
+        with torch.no_grad():
+            blobs[0].add_(1)
+        return bottoms[0] * 2
+
+
+def with_python_layer(name):
+    extra = f"""layer {{ name: "double" type: "Python" bottom: "ip2" top: "d" param {{ lr_mult: 0 decay_mult: 0 }}
+                python_param {{ module: "test_step" layer: "{name}" }} }}"""
+    if name == "Doubler":
+        extra = extra.replace("param { lr_mult: 0 decay_mult: 0 }", "")
+    return MLP.replace('layer { name: "loss"', extra + 'layer { name: "loss"').replace('bottom: "ip2" bottom: "label"', 'bottom: "d" bottom: "label"')
+
+
+def test_a_python_layer_without_a_torch_form_sends_the_net_layer_by_layer(tmp_path, capsys):
+    path = write_solver(tmp_path, with_python_layer("Doubler"))
+    slow, fast = (parameters(train(path, 3, f, classes=3).net) for f in (False, True))
+    assert largest_difference(slow, fast) == 0
+    assert "Python layer 'double' has no forward_torch" in capsys.readouterr().err
+
+
+def test_a_torch_form_keeps_the_fast_step_and_its_state(tmp_path, capsys):
+    path = write_solver(tmp_path, with_python_layer("TorchDoubler"))
+    slow, fast = (parameters(train(path, 3, f, torch.float64, classes=3).net) for f in (False, True))
+    assert "has no forward_torch" not in capsys.readouterr().err
+    assert fast["double", 0] == 3 == slow["double", 0] and largest_difference(slow, fast) < 1e-12
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_how_step_is_cut_up_does_not_change_a_byte(tmp_path, fast):
+    path = write_solver(tmp_path, MLP, display=5)
+    whole = train(path, 100, fast, classes=3)
+    parts = train(path, 37, fast, classes=3)
+    parts.step(63)
+    a, b = parameters(whole.net), parameters(parts.net)
+    assert all(np.array_equal(a[k], b[k]) for k in a)

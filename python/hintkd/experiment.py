@@ -42,14 +42,21 @@ class Dataset:
     mean_value: tuple[float, ...] = ()     # mean per channel, in the channel order of the records
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image as a net sees it: channels, height, width."""
+        return self.channels, self.size, self.size
+
+    @property
     def test_size(self) -> int:
+        """Images in the test set."""
         return self.test_batch * self.test_iter
 
 
 def _dataset(name: str, *, training: str = "train", mean: bool = True, **facts: Any) -> Dataset:
     folder = f"data/{name}"
-    means = {"train_mean": f"{folder}/train_mean.binaryproto", "test_mean": f"{folder}/test_mean.binaryproto"} if mean else {}
-    return Dataset(name=name, train_lmdb=f"{folder}/{training}_lmdb", test_lmdb=f"{folder}/test_lmdb", **means, **facts)
+    train_mean, test_mean = (f"{folder}/{part}_mean.binaryproto" if mean else "" for part in ("train", "test"))
+    return Dataset(name=name, train_lmdb=f"{folder}/{training}_lmdb", test_lmdb=f"{folder}/test_lmdb", train_mean=train_mean,
+                   test_mean=test_mean, **facts)
 
 
 _CIFAR: dict[str, Any] = {"channels": 3, "size": 32, "batch": 128, "train_size": 50_000, "crop": True, "mirror": True}

@@ -15,16 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchcaffe.blob import Blob
 from torchcaffe.errors import CaffeError
+from torchcaffe.layers.fillers import Fill, filler
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.streams import Streams
 
 Shape = tuple[int, ...]
+Count = int | tuple[int, int | None]                    # how many blobs: a number, or least and most
 LAYERS: dict[str, type[Layer]] = {}
 
 
@@ -65,34 +66,34 @@ class Layer:
     """
 
     type: ClassVar[str] = ""
-    bottoms: ClassVar[int | tuple[int, int | None]] = 1
-    tops: ClassVar[int | tuple[int, int | None]] = 1
+    bottoms: ClassVar[Count] = 1
+    tops: ClassVar[Count] = 1
     same_count: ClassVar[bool] = False
     auto_tops: ClassVar[bool] = False
     in_place: ClassVar[bool] = True
     no_force: ClassVar[frozenset[int]] = frozenset()
-    not_differentiable: ClassVar[frozenset[int] | str] = frozenset()
+    not_differentiable: frozenset[int] | str = frozenset()
     reshapes_itself: ClassVar[bool] = False
 
     def __init__(self, param: caffe_pb2.LayerParameter, context: Context):
         self.param = param
         self.name: str = param.name
         self.context = context
-        self.phase = context.phase
+        self.phase: int = param.phase if param.HasField("phase") else context.phase
         self.params: list[Tensor] = []
         self.blobs: list[Blob] = []
-        self.declared: list[tuple[Shape, Callable[[np.random.Generator], np.ndarray]]] = []
+        self.declared: list[tuple[Shape, Fill]] = []
         self.cursor = 0
 
-    # -- what a subclass writes -----------------------------------------------------------------------------------
-    def setup(self, *bottoms: Shape) -> None:
+    # -- what a subclass writes (with a named argument for each bottom; *Any, **Any lets mypy accept that) --------------
+    def setup(self, *bottoms: Any, **named: Any) -> None:
         """Read and check the message, and declare the parameters; once, with the shapes of the bottoms at that time."""
 
-    def top_shapes(self, *bottoms: Shape) -> Sequence[Shape]:
+    def top_shapes(self, *bottoms: Any, **named: Any) -> Sequence[Shape]:
         """Shapes of the tops; called whenever a bottom's shape has changed.  Checks what depends on shapes."""
         raise NotImplementedError
 
-    def forward(self, *bottoms: Tensor) -> Tensor | Sequence[Tensor]:
+    def forward(self, *bottoms: Any, **named: Any) -> Tensor | Sequence[Tensor]:
         """Tops from bottoms and self.params, differentiable by autograd.  Never changes a bottom.
 
         Tensors may be channels-last in memory; results may be too.  Parameters that the forward pass itself changes
@@ -101,7 +102,7 @@ class Layer:
         raise NotImplementedError
 
     def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
-        """Called before setup with the blobs themselves, for the one layer that works on them (Python)."""
+        """Called before setup with the blobs themselves, for layers that work on them (Python, DummyData)."""
 
     # -- what the net uses ----------------------------------------------------------------------------------------
     @property
@@ -115,9 +116,16 @@ class Layer:
                        for blob, need in zip(self.blobs, needs_gradient, strict=True)]
 
     # -- what a subclass uses -------------------------------------------------------------------------------------
-    def declare(self, shape: Sequence[int], fill: Callable[[np.random.Generator], np.ndarray]) -> None:
-        """Add a parameter; `fill` draws its initial value (an array of `shape`)."""
-        self.declared.append((tuple(int(d) for d in shape), fill))
+    def declare(self, shape: Sequence[int], values: caffe_pb2.FillerParameter) -> None:
+        """Add a parameter whose first values are as the message says."""
+        self.declared.append((tuple(shape), self.filler(values, shape)))
+
+    def filler(self, values: caffe_pb2.FillerParameter, shape: Sequence[int]) -> Fill:
+        """fillers.filler with this layer's name in its errors."""
+        try:
+            return filler(values, shape)
+        except CaffeError as error:
+            raise CaffeError(f"layer '{self.name}' ({self.type}): {error}", layer=self.name) from None
 
     def require(self, condition: Any, message: str) -> None:
         """Raise CaffeError naming this layer unless `condition` holds."""

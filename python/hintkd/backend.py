@@ -7,8 +7,10 @@ stage program starts in an interpreter that has numpy alone beside its caffe.
 from __future__ import annotations
 
 import importlib
+import platform
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any
 
 from hintkd.errors import UserError
 
@@ -25,25 +27,40 @@ def __getattr__(name: str) -> Any:
     """`from hintkd.backend import caffe_pb2` loads torchcaffe only when somebody asks for it."""
     if name == "caffe_pb2":
         return importlib.import_module("torchcaffe.proto.caffe_pb2")
-    raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_caffe(backend: str) -> Any:
-    """The module with pycaffe's API that `backend` names: "torchcaffe" or "caffe".
-
-    Raises UserError if it cannot be imported by this interpreter.
-    """
+    """The module with pycaffe's API that `backend`, one of BACKENDS, names.  Raises UserError if this interpreter cannot import it."""
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     try:
-        return importlib.import_module({"torchcaffe": "torchcaffe", "caffe": "caffe"}[backend])
-    except KeyError:
-        raise UserError("unknown backend {!r}: choose one of {}".format(backend, ", ".join(BACKENDS))) from None
+        return importlib.import_module(backend)
     except ImportError as error:
-        raise UserError("this Python cannot import {}: {}; give an interpreter that can with --caffe-python".format(backend, error)) from error
+        raise UserError(f"this Python cannot import {backend} ({error}): give one that can with --caffe-python") from error
 
 
-def engine() -> str:
-    """Version and number of numerics of torchcaffe: results may differ between two such strings, and not within one."""
-    return str(load_caffe("torchcaffe").ENGINE)
+def engine(backend: str) -> str:
+    """The version of a backend that this interpreter has; between two torchcaffes of one such string results are the same."""
+    caffe = load_caffe(backend)
+    return str(getattr(caffe, "ENGINE", f"caffe {getattr(caffe, '__version__', 'of unknown version')}"))
+
+
+def environment(backend: str, device: str) -> dict[str, str]:
+    """What else decides the last bits of a result in this interpreter: versions and, for torchcaffe, the kind of processor or GPU.
+
+    device is "cpu" or "gpu".
+    """
+    import numpy
+    found = {"python": platform.python_version(), "numpy": numpy.__version__, "engine": engine(backend)}
+    if backend == "torchcaffe":
+        import torch
+        found["torch"] = torch.__version__
+        if device == "gpu":
+            found["gpu"] = torch.cuda.get_device_name()
+        else:
+            found["instructions"] = torch.backends.cpu.get_cpu_capability()
+    return found
 
 
 @contextmanager
@@ -76,20 +93,19 @@ def write_text(message: Any) -> str:
     return prototxt.write(message)
 
 
-def read_weights(path: str | os.PathLike[str]) -> List[Tuple[str, List[np.ndarray]]]:
+def read_weights(path: str | os.PathLike[str]) -> list[tuple[str, list[np.ndarray]]]:
     """(layer name, its blobs) of a .caffemodel or .caffemodel.h5 file, in the file's order.  Raises UserError naming the file."""
     from torchcaffe import formats
     with user_errors():
         return formats.read_weights(path)
 
 
-def write_weights(path: str | os.PathLike[str], layers: Iterable[Tuple[str, Sequence[np.ndarray]]]) -> None:
+def write_weights(path: str | os.PathLike[str], layers: Iterable[tuple[str, Sequence[np.ndarray]]]) -> None:
     """Write (layer name, its blobs) as a .caffemodel that any Caffe loads; the file appears whole or not at all."""
     from torchcaffe import formats
     from torchcaffe.proto import caffe_pb2
     net = caffe_pb2.NetParameter()
     for name, blobs in layers:
-        layer = net.layer.add(name=name)
-        layer.blobs.extend(formats.array_to_blob(blob) for blob in blobs)
+        net.layer.add(name=name).blobs.extend(formats.array_to_blob(blob) for blob in blobs)
     with user_errors():
         formats.write_weights(path, net)

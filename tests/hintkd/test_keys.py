@@ -1,0 +1,140 @@
+"""Stage keys: what changes them, what does not, and how a change is told."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+
+from hintkd import keys
+from hintkd.backend import caffe_pb2
+from hintkd.errors import UserError
+from hintkd.keys import Keys, Setting, differences, flatten
+from hintkd.stages import Stage, Weights
+
+SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_data(tmp_path)
+    return tmp_path
+
+
+def key(stage: Stage, setting: Setting = SETTING) -> str:
+    return Keys(setting).key(stage)
+
+
+def test_how_a_run_is_watched_and_stored_does_not_matter() -> None:
+    solver = tiny.solver()
+    solver.display, solver.snapshot, solver.average_loss, solver.snapshot_prefix = 7, 9, 3, "elsewhere"
+    solver.net, solver.solver_mode = "some/net.prototxt", caffe_pb2.SolverParameter.GPU
+    renamed = tiny.net()
+    renamed.name = "another"
+    assert key(Stage("a", renamed, solver)) == key(Stage("b", tiny.net(), tiny.solver()))
+
+
+@pytest.mark.parametrize(("changed", "told"), [
+    (Stage("a", tiny.net(), tiny.solver(lr=0.5)), "solver.base_lr 0.02 -> 0.5"),
+    (Stage("a", tiny.net(), tiny.solver(seed=7)), "solver.random_seed 1 -> 7"),
+    (Stage("a", tiny.net(hidden=8), tiny.solver()), "net.hidden.inner_product_param.num_output 16 -> 8"),
+    (Stage("a", tiny.net(), tiny.solver(), drop=("fc",)), "drop [] -> ['fc']"),
+    (Stage("a", tiny.net(), tiny.solver(), program="other"), "program solve -> other"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_decides_the_outcome_changes_the_key_and_is_named(changed: Stage, told: str) -> None:
+    stage = Stage("a", tiny.net(), tiny.solver())
+    assert key(changed) != key(stage)
+    known = json.loads(json.dumps(Keys(SETTING).parts(stage)))                  # as it comes back from a file
+    assert told in differences(known, Keys(SETTING).parts(changed))
+
+
+@pytest.mark.parametrize("changes", [{"backend": "caffe"}, {"engine": "torchcaffe 1 numeric 2"}, {"device": "gpu"}, {"threads": 2}, {"precision": "fp16"}])
+def test_the_setting_is_part_of_the_key(changes: dict) -> None:
+    stage = Stage("a", tiny.net(), tiny.solver())
+    other = replace(SETTING, **changes)
+    assert key(stage, other) != key(stage)
+    assert any(name in "".join(differences(Keys(SETTING).parts(stage), Keys(other).parts(stage))) for name in changes)
+
+
+def test_threads_do_not_matter_on_a_gpu() -> None:
+    stage, gpu = Stage("a", tiny.net(), tiny.solver()), replace(SETTING, device="gpu")
+    assert key(stage, gpu) == key(stage, replace(gpu, threads=4))
+
+
+def test_the_order_of_layers_matters() -> None:
+    moved = tiny.net()
+    layers = list(moved.layer)
+    del moved.layer[:]
+    moved.layer.extend([*layers[:-2], layers[-1], layers[-2]])
+    parts = [Keys(SETTING).parts(Stage("a", net, tiny.solver())) for net in (tiny.net(), moved)]
+    assert differences(*parts) == ["the order of layers"]
+    assert key(Stage("a", moved, tiny.solver())) != key(Stage("a", tiny.net(), tiny.solver()))
+
+
+def test_a_changed_upstream_stage_changes_what_starts_from_it() -> None:
+    first = [Stage("first", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
+    second = [Stage("second", tiny.net(), tiny.solver(), weights_in=(Weights(source),)) for source in first]
+    assert key(second[0]) != key(second[1])
+    assert differences(*(Keys(SETTING).parts(stage) for stage in second)) == ["the weights it starts from"]
+
+
+def test_weight_files_count_by_content(workspace: Path) -> None:
+    for name, content in (("a", b"same"), ("b", b"same"), ("c", b"other")):
+        (workspace / name).write_bytes(content)
+    a, b, c = (key(Stage("x", tiny.net(), tiny.solver(), weights_in=(Weights(Path(name)),))) for name in "abc")
+    assert a == b != c
+
+
+def test_data_count_by_content_and_not_by_path(workspace: Path) -> None:
+    before = key(Stage("a", tiny.net(), tiny.solver()))
+    moved = tiny.net()
+    for layer in moved.layer:
+        layer.data_param.source = layer.data_param.source.replace("tiny", "moved") if layer.type == "Data" else ""
+        if layer.type != "Data":
+            layer.ClearField("data_param")
+    (workspace / "data/tiny").rename(workspace / "data/moved")
+    assert key(Stage("a", moved, tiny.solver())) == before
+    with (workspace / "data/moved/train_lmdb/data.mdb").open("r+b") as file:
+        file.seek(20_000)
+        file.write(b"another record")
+    assert key(Stage("a", moved, tiny.solver())) != before
+
+
+def test_a_prepared_data_set_counts_by_its_fingerprint(workspace: Path) -> None:
+    facts = workspace / "data/tiny/dataset.json"
+    facts.write_text('{"fingerprint": "abc"}')
+    assert Keys(SETTING).parts(Stage("a", tiny.net(), tiny.solver()))["net.data#2.data_param.source"] == "data abc/test_lmdb"
+    facts.write_text("{")
+    with pytest.raises(UserError, match="damaged; prepare"):
+        key(Stage("a", tiny.net(), tiny.solver()))
+
+
+def test_missing_data_are_a_sentence_that_names_the_command(workspace: Path) -> None:
+    (workspace / "data/tiny/test_lmdb").rename(workspace / "gone")
+    with pytest.raises(UserError, match=r"data/tiny/test_lmdb is missing.*hintkd prepare tiny"):
+        key(Stage("a", tiny.net(), tiny.solver()))
+
+
+def test_the_source_of_a_python_layer_is_part_of_the_key(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(workspace))
+    net = tiny.net()
+    net.layer.add(name="mine", type="Python", bottom=["fc"], top=["mine"], python_param={"module": "my_layers", "layer": "Mine"})
+    stage = Stage("a", net, tiny.solver())
+    with pytest.raises(UserError, match="my_layers is not on the path"):
+        key(stage)
+    keys.module_file.cache_clear()
+    (workspace / "my_layers.py").write_text("raise RuntimeError('is not imported')")
+    before = Keys(SETTING).parts(stage)
+    (workspace / "my_layers.py").write_text("class Mine: pass")
+    assert differences(before, Keys(SETTING).parts(stage)) == ["the source of my_layers"]
+
+
+def test_flatten_names_every_field_that_is_set() -> None:
+    message = caffe_pb2.LayerParameter(name="conv", type="Convolution", param=[{}, {"lr_mult": 2}], phase="TEST",
+                                       convolution_param={"num_output": 3, "kernel_size": [3, 1]})
+    assert dict(flatten(message, "l")) == {
+        "l.name": "conv", "l.type": "Convolution", "l.phase": "TEST", "l.param[0]": {}, "l.param[1]": {}, "l.param[1].lr_mult": 2.0,
+        "l.convolution_param": {}, "l.convolution_param.num_output": 3, "l.convolution_param.kernel_size[0]": 3, "l.convolution_param.kernel_size[1]": 1}

@@ -6,6 +6,7 @@ before the next layer reads, so an array taken once stays live, as in pycaffe.  
 """
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import prod
 
@@ -31,23 +32,27 @@ class Slot:
     """One of the two arrays of a blob.
 
     A fixed slot (a parameter) keeps one tensor for life, and on the CPU its host array is that tensor's memory.  Any other slot (an
-    activation) takes whatever tensor its producer assigns.
+    activation) takes whatever tensor its producer assigns.  Between two moments in which a user can look, the host array may be older
+    than the tensor (`stale`); whoever hands control back to the user flushes first.
     """
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype, fixed: bool = False):
         self.shape, self.device, self.dtype, self.fixed = shape, device, dtype, fixed
         self.tensor: Tensor | None = torch.zeros(shape, device=device, dtype=dtype) if fixed else None
         self.host: np.ndarray | None = None
+        self.stale = False
+        self._deferred: tuple[dict[str, Tensor], str] | None = None
 
     @property
     def _aliased(self) -> bool:
         return self.fixed and self.device.type == "cpu"
 
     def value(self) -> Tensor:
-        """The tensor to read, with what was written to the host array since.  4-D activations come channels-last."""
+        """The tensor to read, with what was written to the host array since.  4-D activations come channels-last from there."""
+        self._fetch()
         if self.tensor is None:
             self.tensor = torch.zeros(self.shape, device=self.device, dtype=self.dtype)
-        if self.host is not None and not self._aliased:
+        if self.host is not None and not self.stale and not self._aliased:
             source = torch.from_numpy(self.host)
             if self.fixed:
                 self.tensor.copy_(source)
@@ -57,7 +62,8 @@ class Slot:
         return self.tensor
 
     def assign(self, tensor: Tensor) -> None:
-        """Take a producer's result and show it on the host array, if there is one."""
+        """Take a producer's result."""
+        self._deferred = None
         if self.fixed:
             assert self.tensor is not None
             self.tensor.copy_(tensor)
@@ -65,27 +71,48 @@ class Slot:
             self.tensor = tensor
             if tuple(tensor.shape) != self.shape:
                 self.shape, self.host = tuple(tensor.shape), None
-        self.publish()
+        self.stale = self.host is not None and not self._aliased
+
+    def defer(self, tops: dict[str, Tensor], name: str) -> None:
+        """Take tops[name] when somebody asks, if it is still there then; nothing is kept alive until that."""
+        self._deferred = (tops, name)
+        if self.host is not None:
+            self._fetch()
+            self.flush()
+
+    def _fetch(self) -> None:
+        if self._deferred is not None:
+            tops, name = self._deferred
+            self._deferred = None
+            if name in tops:
+                self.assign(tops[name].detach())
+
+    def flush(self) -> None:
+        """Show the tensor on the host array, if somebody has it and it is older."""
+        if self.stale:
+            assert self.tensor is not None and self.host is not None
+            torch.from_numpy(self.host).copy_(self.tensor)
+            self.stale = False
 
     def publish(self) -> None:
-        """Copy the tensor to the host array, if somebody has it."""
-        if self.host is not None and not self._aliased and self.tensor is not None:
-            torch.from_numpy(self.host).copy_(self.tensor)
+        """Show the tensor on the host array after it was changed in place."""
+        self.stale = self.host is not None and not self._aliased
+        self.flush()
 
     def array(self) -> np.ndarray:
         """The live host array, of the blob's shape, C-contiguous."""
+        self._fetch()
         if self.host is None:
             tensor = self.value().detach()
-            self.host = tensor.numpy() if self._aliased else np.ascontiguousarray(tensor.cpu().numpy().copy())
-            self.host = self.host.reshape(self.shape)
+            self.host = tensor.numpy() if self._aliased else np.array(tensor.cpu().numpy(), order="C")
+        self.flush()
         return self.host
 
     def view(self, shape: Shape) -> Slot:
         """A fixed slot of another shape over the same memory (parameters shared with share_mode PERMISSIVE)."""
-        other = object.__new__(Slot)
-        other.shape, other.device, other.dtype, other.fixed = shape, self.device, self.dtype, True
         assert self.tensor is not None
-        other.tensor = self.tensor.view(shape)
+        other = copy.copy(self)
+        other.shape, other.tensor = shape, self.tensor.view(shape)
         other.host = None if self._aliased else self.array().reshape(shape)
         return other
 

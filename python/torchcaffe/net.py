@@ -114,7 +114,15 @@ class Net:
             self._call("before_forward", index)
             loss += self._forward_layer(index)
             self._call("after_forward", index)
+        self._flush()
         return loss
+
+    def _flush(self) -> None:
+        """Before a user can look: bring all arrays that somebody holds up to date."""
+        for node in self.graph.nodes:
+            for blob in node.tops:
+                blob.data_slot.flush()
+                blob.diff_slot.flush()
 
     def _forward_layer(self, index: int) -> float:
         node = self.graph.nodes[index]
@@ -124,6 +132,8 @@ class Net:
             blob.data_slot.value()
         if isinstance(layer, PythonLayer):
             node.reshape()
+            for blob in node.bottoms:
+                blob.data_slot.flush()
             layer.forward_numpy()
         elif layer.type != "Input":
             inputs = [blob.data_slot.value() for blob in node.bottoms]
@@ -172,11 +182,15 @@ class Net:
             if self.graph.nodes[index].need_backward:
                 self._backward_layer(index)
             self._call("after_backward", index)
+        self._flush()
 
     def _backward_layer(self, index: int) -> None:
         node = self.graph.nodes[index]
         layer = node.layer
         if isinstance(layer, PythonLayer):
+            for blob in (*node.bottoms, *node.tops):
+                blob.data_slot.flush()
+                blob.diff_slot.flush()
             layer.backward_numpy(node.bottom_need)
             return
         if layer.type == "Input":
@@ -309,6 +323,8 @@ class Net:
 
     # -- helpers ---------------------------------------------------------------------------------------------------
     def _call(self, when: str, index: int) -> None:
+        if self._hooks[when]:
+            self._flush()
         for hook in self._hooks[when]:
             hook(index)
 

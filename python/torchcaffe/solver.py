@@ -35,9 +35,9 @@ class Solver:
 
     rule = "SGD"
 
-    def __init__(self, solver_file: str | Path, rule: str | None = None):
+    def __init__(self, solver_file: str | Path, rule: str | None = None, param: caffe_pb2.SolverParameter | None = None):
         self.source = str(solver_file)
-        self.param: caffe_pb2.SolverParameter = prototxt.read_solver(solver_file)
+        self.param = param or prototxt.read_solver(solver_file)
         self.rule = rule or self.rule
         try:
             policies.check_policy(self.param)
@@ -127,6 +127,7 @@ class Solver:
             self._update(gradients, display)
             self.iter += 1
             if (p.snapshot and self.iter % p.snapshot == 0) or self._request == "snapshot":
+                self._request = self._request.replace("snapshot", "")
                 self.snapshot()
 
     def solve(self, resume_file: str | Path | None = None) -> None:
@@ -172,7 +173,6 @@ class Solver:
             return net._forward(0, len(net.layers) - 1)
         with torch.no_grad():
             loss = program.forward()
-        program.publish()
         return 0.0 if loss is None else float(loss)
 
     def _pass(self) -> list[Tensor | None]:
@@ -196,8 +196,6 @@ class Solver:
             if loss is not None:
                 losses.append(loss.detach())
         self._losses.append(torch.stack(losses).mean() if losses else 0.0)
-        if any(b.data_slot.host is not None for b in net.blobs.values()):
-            program.publish()
         return gradients
 
     def _sum(self, index: int, total: Tensor | None, fresh: Tensor | None) -> Tensor | None:
@@ -276,9 +274,6 @@ class Solver:
         log.info(f"Iteration {self.iter} ({per_second:g} iter/s, {now - then:g}s/{self.param.display} iters), "
                  f"loss = {self._smoothed_loss():g}", "solver.cpp:218")
         self._display_mark = (now, self.iter)
-        program = self._program(self.net)
-        if program is not None:
-            program.publish()
         self._log_outputs("Train", self.net, [self.net.blobs[n].data_slot.value() for n in self.net.outputs], "solver.cpp:237")
 
     def _log_outputs(self, what: str, net: Net, values: list[Tensor], where: str) -> None:
@@ -368,6 +363,7 @@ class AdamSolver(Solver):
     rule = "Adam"
 
 
-def get_solver(solver_file: str | Path) -> Solver:
-    """The solver of the type that the prototxt names."""
-    return Solver(solver_file, prototxt.read_solver(solver_file).type)
+def get_solver(solver_file: str | Path, param: caffe_pb2.SolverParameter | None = None) -> Solver:
+    """The solver of the type that the prototxt names; `param` is what it says, where a caller has changed it after reading."""
+    param = param or prototxt.read_solver(solver_file)
+    return Solver(solver_file, param.type, param)

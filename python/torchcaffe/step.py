@@ -48,8 +48,8 @@ class Operation:
 class Program:
     """A net as a list of operations.
 
-    forward() returns the loss (a scalar tensor, or None without a loss) and keeps the tops of its last pass in `tops`;
-    gradients() differentiates that loss.
+    forward() returns the loss (a scalar tensor, or None without a loss); gradients() differentiates it.  The tops of the last pass
+    are kept until the next one starts, for blobs that somebody looks at.
     """
 
     def __init__(self, net: Net):
@@ -58,13 +58,16 @@ class Program:
             check_differentiable(net.graph)
         self.operations = _plan(net.graph)
         self.tops: dict[str, Tensor] = {}
+        self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
         self.leaves = [(node.layer.params[i], self.graph.param_owner[node.layer.name, i])
                        for node in self.graph.nodes if node.need_backward
                        for i, need in enumerate(node.param_need) if need]
 
     def forward(self) -> Tensor | None:
         """One pass over all layers; inputs are read from the input blobs."""
-        tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs}
+        tops = self.tops
+        tops.clear()
+        tops.update((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs)
         loss: Tensor | None = None
         for op in self.operations:
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
@@ -79,7 +82,8 @@ class Program:
                 if weight:
                     term = value.sum() if weight == 1 else value.sum() * weight
                     loss = term if loss is None else loss + term
-        self.tops = tops
+        for name, blob in self.shown:
+            blob.data_slot.defer(tops, name)
         return loss
 
     def gradients(self, loss: Tensor | None) -> list[Tensor | None]:
@@ -94,12 +98,6 @@ class Program:
             known, grad = result[owner], grad.reshape(self.graph.learnable[owner].blob.shape)
             result[owner] = grad if known is None else known + grad
         return result
-
-    def publish(self) -> None:
-        """Let the blobs show the tops of the last pass."""
-        for name, blob in self.net.blobs.items():
-            if name in self.tops:
-                blob.data_slot.assign(self.tops[name].detach())
 
 
 def _plan(graph: Graph) -> list[Operation]:

@@ -16,6 +16,7 @@ def test_an_array_taken_once_shows_the_next_value():
     b = blob(2, 3)
     array = b.data
     b.data_slot.assign(torch.arange(6.0).reshape(2, 3))
+    b.data_slot.flush()
     assert array.tolist() == [[0, 1, 2], [3, 4, 5]] and b.data is array
 
 
@@ -25,6 +26,16 @@ def test_what_is_written_to_the_array_is_what_the_next_layer_reads():
     b.data[...] = np.arange(8).reshape(1, 2, 2, 2)
     value = b.data_slot.value()
     assert value.flatten().tolist() == list(range(8)) and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_deferred_value_is_taken_when_asked_for_and_only_while_it_is_there():
+    b, tops = blob(2), {"x": torch.ones(2)}
+    b.data_slot.defer(tops, "x")
+    tops.clear()
+    assert b.data.tolist() == [0, 0]
+    tops["x"] = torch.full((2,), 3.0)
+    b.data_slot.defer(tops, "x")
+    assert b.data.tolist() == [3, 3]
 
 
 def test_writing_to_the_array_does_not_change_tensors_read_before():

@@ -59,9 +59,9 @@ class Program:
         self.operations = _plan(net.graph)
         self.tops: dict[str, Tensor] = {}
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
-        self.leaves = [(node.layer.params[i], self.graph.param_owner[node.layer.name, i])
-                       for node in self.graph.nodes if node.need_backward
-                       for i, need in enumerate(node.param_need) if need]
+        self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
+                        for node in self.graph.nodes if node.need_backward
+                        for i, need in enumerate(node.param_need) if need]
 
     def forward(self) -> Tensor | None:
         """One pass over all layers; inputs are read from the input blobs."""
@@ -91,8 +91,8 @@ class Program:
         result: list[Tensor | None] = [None] * len(self.graph.learnable)
         if loss is None or not loss.requires_grad:
             return result
-        grads = torch.autograd.grad(loss, [leaf for leaf, _ in self.leaves], allow_unused=True)
-        for grad, (_, owner) in zip(grads, self.leaves, strict=True):
+        grads = torch.autograd.grad(loss, [layer.params[i] for layer, i, _ in self.learned], allow_unused=True)
+        for grad, (_, _, owner) in zip(grads, self.learned, strict=True):
             if grad is None:
                 continue
             known, grad = result[owner], grad.reshape(self.graph.learnable[owner].blob.shape)

@@ -184,6 +184,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _one_of(self.table, "lambda_schedule", self.lambda_schedule, ("fixed", "linear", "step"))
+        other = self.teacher_dataset
+        if other and (other.classes, other.shape) != (self.dataset.classes, self.dataset.shape):
+            raise UserError(f"{self.table}: the teacher's data set {other.name} has other classes or images than {self.dataset.name}")
         if self.scale <= 0:
             raise UserError(f"{self.table}: scale is {self.scale}; it must be above 0")
         if self.net < 1:

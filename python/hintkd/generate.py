@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hintkd.backend import write_text
 from hintkd.experiment import Experiment
-from hintkd.methods import METHODS, teacher_stage
+from hintkd.methods import stages_of, teacher_stage
 from hintkd.stages import Stage, Weights
 from hintkd.surgery import TEACHER
 
@@ -40,16 +40,15 @@ def generate(x: Experiment, root: Path = Path()) -> list[Path]:
 
 
 def _places(x: Experiment) -> dict[Stage, str]:
-    """Where each stage is written, without folder and suffix; the teacher first."""
-    stages = METHODS[x.method](x)
-    taught = any(w.prefix == TEACHER for stage in stages for w in stage.weights_in)
+    """Where each stage is written, without folder and suffix; the teacher, where it is trained here, first."""
+    stages = stages_of(x)
+    trained = teacher_stage(x) if x.teacher and not x.external_teacher else None
     teacher = x.teacher.title if x.teacher else "own-teacher"
+    taught = any(w.prefix == TEACHER for stage in stages for w in stage.weights_in)
     nets = f"{teacher}-to-{x.student.title}" if taught else x.student.title
-    places = {}
-    if taught and not x.external_teacher:
-        places[teacher_stage(x)] = f"{(x.teacher_dataset or x.dataset).name}/{teacher}/teacher/1-teacher"
+    places = {trained: f"{x.dataset.name}/{teacher}/teacher/1-teacher"} if trained and (taught or trained in stages) else {}
     for k, stage in enumerate(stages, start=1):
-        places[stage] = f"{x.dataset.name}/{nets}/{x.method}/{k}-{stage.title}"
+        places.setdefault(stage, f"{x.dataset.name}/{nets}/{x.method}/{k}-{stage.title}")
     return places
 
 

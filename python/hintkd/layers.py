@@ -48,6 +48,7 @@ class SoftenedCrossEntropy(caffe.Layer):
     """CE(labels, P_S) + lambda * CE(P_T, P_S), P = softmax(logits / tau), mean over the batch (Bae et al. 2019, equation 2).
 
     Bottoms: the student's logits (N, C), the teacher's logits (N, C), labels (N).  One top of one element; write its loss_weight.
+    Gradients go to both logits; the labels' is zero (only force_backward asks for it).
     param_str is a JSON object; all entries have defaults:
       tau 1, lambda 1   temperature and weight of the KD term
       label_tau 1       temperature of P_S in the label term
@@ -109,8 +110,6 @@ class SoftenedCrossEntropy(caffe.Layer):
         top[0].data[...] = label_term - self.lambda_now * (soft_teacher * soft).sum() / n
 
     def backward(self, top: Any, propagate_down: Any, bottom: Any) -> None:
-        if propagate_down[2]:
-            raise ValueError("SoftenedCrossEntropy cannot propagate to its labels")
         student, teacher, label = _rows(bottom[0]), _rows(bottom[1]), bottom[2].data.reshape(-1).astype(int)
         n = len(student)
         scale = top[0].diff.reshape(-1)[0] / n
@@ -124,6 +123,8 @@ class SoftenedCrossEntropy(caffe.Layer):
             mean = (soft_teacher * soft).sum(axis=1, keepdims=True)
             gradient = self.lambda_now / self.tau * soft_teacher * (mean - soft)
             bottom[1].diff[...] = (scale * gradient).reshape(bottom[1].diff.shape)
+        if propagate_down[2]:
+            bottom[2].diff[...] = 0
 
     def forward_torch(self, bottoms: Any, blobs: Any) -> Any:
         """The same of tensors; counts in blobs[0] in place."""

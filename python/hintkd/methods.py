@@ -196,3 +196,15 @@ METHODS: dict[str, Callable[[Experiment], list[Stage]]] = {
     "sl-resnet": sl_resnet,
     "sl-resnet-kd": sl_resnet_kd,
 }
+
+
+def stages_of(x: Experiment) -> list[Stage]:
+    """The stages of an experiment, the last one's student or, for method "teacher", the teacher being what is measured.
+
+    Raises UserError on a method that does not exist, and on networks that do not fit together.
+    """
+    if x.method == "teacher":
+        return [teacher_stage(x)]
+    if x.method not in METHODS:
+        raise UserError(f"{x.table}: there is no method '{x.method}'; there are {', '.join(METHODS)}")
+    return METHODS[x.method](x)

@@ -176,12 +176,12 @@ def kd_net(x: Experiment, iterations: int) -> caffe_pb2.NetParameter:
     """Stage 2: the whole student under equation 2, beside the teacher; TEST holds the student alone.  `iterations` end a lambda schedule."""
     teacher = teacher_net(x)
     scores = surgery.logits(teacher)
-    found = surgery.shapes(teacher.layer, x.dataset.shape).get(scores)
-    if found is not None and prod(found) != x.dataset.classes:
-        raise UserError(f"the teacher '{teacher.name}' scores {prod(found)} classes and data set {x.dataset.name} has {x.dataset.classes}")
     net = _net(f"{x.student.title}-kd-{teacher.name}")
     add_data(net, x.dataset, x.options)
     net.layer.extend(surgery.teacher_layers(teacher, [scores]))
+    found = surgery.shapes(net.layer, x.dataset.shape).get(surgery.TEACHER + scores)
+    if found is not None and prod(found) != x.dataset.classes:
+        raise UserError(f"the teacher '{teacher.name}' scores {prod(found)} classes and data set {x.dataset.name} has {x.dataset.classes}")
     add_resnet(net, x.student, x.dataset.classes, x.options, x.bn_fraction)
     add_python_loss(net, KD_LOSS, "SoftenedCrossEntropy", ["fc", surgery.TEACHER + scores, "label"],
                     param_str=json.dumps(_kd_parameters(x, iterations)), counts=x.lambda_schedule != "fixed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -193,5 +194,42 @@ def test_shapes_and_labels_that_do_not_fit_are_refused(layers: ModuleType) -> No
     layer, tops = build(layers.SoftenedCrossEntropy, [student, teacher, label])
     with pytest.raises(ValueError, match="do not fit 4 classes"):
         layer.forward([student, teacher, Blob([0, 1, 2, 3, 4])], tops)
-    with pytest.raises(ValueError, match="cannot propagate to its labels"):
-        layer.backward(tops, [True, False, True], [student, teacher, label])
+
+
+INPUTS = """
+force_backward: true
+layer { name: "student" type: "Input" top: "student" input_param { shape { dim: 5 dim: 4 } } }
+layer { name: "teacher" type: "Input" top: "teacher" input_param { shape { dim: 5 dim: 4 } } }
+layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 5 } } }
+"""
+ONE_LAYER = """
+layer { name: "loss" type: "Python" bottom: "student" bottom: "teacher" bottom: "label" top: "loss" loss_weight: 0.7
+  propagate_down: true propagate_down: true propagate_down: false
+  python_param { module: "hintkd.layers" layer: "SoftenedCrossEntropy" param_str: '{"tau": 3, "lambda": 5, "tau_squared": true}' } }
+"""
+BUILT_IN = """
+layer { name: "hard" type: "SoftmaxWithLoss" bottom: "student" bottom: "label" top: "hard" loss_weight: 0.7
+  propagate_down: true propagate_down: false }
+layer { name: "t" type: "Power" bottom: "teacher" top: "t" power_param { scale: 0.333333333 } }
+layer { name: "t_soft" type: "Softmax" bottom: "t" top: "t_soft" }
+layer { name: "s" type: "Power" bottom: "student" top: "s" power_param { scale: 0.333333333 } }
+layer { name: "s_soft" type: "Softmax" bottom: "s" top: "s_soft" }
+layer { name: "s_log" type: "Log" bottom: "s_soft" top: "s_log" }
+layer { name: "product" type: "Eltwise" bottom: "t_soft" bottom: "s_log" top: "product" eltwise_param { operation: PROD } }
+layer { name: "soft" type: "Reduction" bottom: "product" top: "soft" loss_weight: 0.7 reduction_param { coeff: -9 } }   # -5 * 3^2 / 5 rows
+"""
+
+
+def test_in_a_net_it_equals_the_same_loss_of_builtin_layers(tmp_path: Path) -> None:
+    results = []
+    for text in (ONE_LAYER, BUILT_IN):
+        (tmp_path / "net.prototxt").write_text(INPUTS + text)
+        net = torchcaffe.Net(str(tmp_path / "net.prototxt"), torchcaffe.TRAIN)
+        for name, blob in zip(("student", "teacher", "label"), logits(), strict=True):
+            net.blobs[name].data[...] = blob.data
+        net.forward()
+        net.backward()
+        loss = sum(net.blob_loss_weights[top] * float(net.blobs[top].data.sum()) for top in net.outputs)
+        results.append((loss, net.blobs["student"].diff.copy(), net.blobs["teacher"].diff.copy()))
+    for ours, builtin in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, builtin, rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-import h5py  # type: ignore[import-untyped]
+import h5py  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, EncodeError, Message

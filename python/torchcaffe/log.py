@@ -11,11 +11,19 @@ import sys
 from datetime import datetime
 
 INFO, WARNING, ERROR = range(3)
-_level = INFO
+
+
+def _level_from_environment() -> int:
+    """GLOG_minloglevel, with which pycaffe's users silence it before the import."""
+    value = os.environ.get("GLOG_minloglevel", "")
+    return int(value) if value.isdigit() else INFO
+
+
+_level = _level_from_environment()
 
 
 def init_log(level: int = INFO) -> None:
-    """Write only lines of at least this severity: 0 information, 1 warnings, 2 errors (pycaffe's init_log and GLOG_minloglevel)."""
+    """Write only lines of at least this severity: 0 information, 1 warnings, 2 errors (pycaffe's init_log)."""
     global _level
     _level = level
 

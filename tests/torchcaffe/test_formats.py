@@ -32,7 +32,8 @@ def ramp(*shape: int) -> np.ndarray:
 def test_a_blob_encoded_by_hand():
     """Field 7 (shape) holds field 1 (dims), field 5 the packed floats; then the same with every float on its own."""
     shape = bytes([7 << 3 | 2, 4, 1 << 3 | 2, 2, 1, 2])
-    for data in (bytes([5 << 3 | 2, 8]) + struct.pack("<2f", 1.5, -2), b"".join(bytes([5 << 3 | 5]) + struct.pack("<f", x) for x in (1.5, -2))):
+    packed = bytes([5 << 3 | 2, 8]) + struct.pack("<2f", 1.5, -2)
+    for data in (packed, b"".join(bytes([5 << 3 | 5]) + struct.pack("<f", x) for x in (1.5, -2))):
         np.testing.assert_array_equal(formats.blob_to_array(caffe_pb2.BlobProto.FromString(shape + data)), np.float32([[1.5, -2]]))
 
 
@@ -63,7 +64,8 @@ def test_absurd_shapes_are_refused(dims):
 # -- weights -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["w.caffemodel", "w.caffemodel.h5"])
 def test_weights_are_read_back(tmp_path, name):
-    layers = [("conv", [ramp(2, 3, 1, 1), ramp(2)]), ("plain", []), ("scalar", [ramp()]), ("teacher/a", [ramp(1)]), ("teacher/b/c", [ramp(4).astype(float)])]
+    layers = [("conv", [ramp(2, 3, 1, 1), ramp(2)]), ("plain", []), ("scalar", [ramp()]), ("teacher/a", [ramp(1)]),
+              ("teacher/b/c", [ramp(4).astype(float)])]
     formats.write_weights(tmp_path / name, net(*layers))
     found = formats.read_weights(tmp_path / name)
     assert [layer for layer, _ in found] == [layer for layer, _ in layers]

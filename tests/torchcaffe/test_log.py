@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from torchcaffe.log import error, info, init_log, log, warning
+from torchcaffe.log import _level_from_environment, error, info, init_log, log, warning
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,12 @@ def test_init_log_sets_the_least_severity(capfd):
     init_log(2)
     warning("b")
     assert capfd.readouterr().err == ""
+
+
+def test_the_environment_sets_the_least_severity(monkeypatch):
+    for value, level in (("2", 2), ("", 0), ("much", 0)):
+        monkeypatch.setenv("GLOG_minloglevel", value)
+        assert _level_from_environment() == level
 
 
 def test_nothing_goes_to_standard_output(capfd):

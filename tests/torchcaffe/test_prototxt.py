@@ -49,9 +49,10 @@ def test_comments_in_any_encoding_and_a_byte_order_mark(tmp_path):
 
 # -- what is refused -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("text", "place", "words"), [
-    ('name: "n"\nlayer { name: "x"\n  botom: "y" }', "3:3", "unknown field 'botom' in LayerParameter, did you mean 'bottom'?"),
-    ("layer {\n convolution_param { kernel: 3 } }", "2:22", "in ConvolutionParameter, did you mean 'kernel_size'?"),
+    ('name: "n"\nlayer { name: "x"\n  botom: "y" }', "3:3", "unknown field 'botom' in LayerParameter; did you mean 'bottom'?"),
+    ("layer {\n convolution_param { kernel: 3 } }", "2:22", "in ConvolutionParameter; did you mean 'kernel_size'?"),
     ("Layer { }", "1:1", "did you mean 'layer'?"),
+    ("base_lr: 1", "1:1", "'base_lr' belongs in a SolverParameter, but this file is read as a NetParameter"),
     ("layer { clip_param { zzz: 1 } }", "1:22", "unknown field 'zzz' in ClipParameter; it has min and max"),
     ("layer { pooling_param { pool: MAXX } }", "1:31", "MAXX is not a value of PoolMethod, which are MAX, AVE, STOCHASTIC"),
     ('state { phase: "TEST" }', "1:16", '"TEST" is not a value of Phase, which are TRAIN, TEST, without quotes'),
@@ -196,8 +197,8 @@ def test_any_net_upgrades_to_one_without_old_layers_or_is_refused(net, old):
     assert upgrade.upgrade_net(again) == upgraded
 
 
-PIECES = ["layer", "name", "param", "convolution_param", "input_dim", "phase", "force_backward", ":", "{", "}", "<", ">", '"a"', "'", '"', "\\",
-          "1", "-", "1e9", "3.5", "inf", "TRAIN", "[", "]", ",", ";", "#", "\n", " ", "\0", "\udcff", "Ä", "[x.y]", "0x", "9" * 5000]
+PIECES = ["layer", "name", "param", "convolution_param", "input_dim", "phase", "force_backward", ":", "{", "}", "<", ">", '"a"', "'", '"',
+          "\\", "1", "-", "1e9", "3.5", "inf", "TRAIN", "[", "]", ",", ";", "#", "\n", " ", "\0", "\udcff", "Ä", "[x.y]", "0x", "9" * 5000]
 
 
 @SLOW

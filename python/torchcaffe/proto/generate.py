@@ -22,7 +22,7 @@ builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, __name__, globals())
 
 
 def main() -> int:
-    from grpc_tools import protoc  # type: ignore[import-untyped]
+    from grpc_tools import protoc  # type: ignore[import-untyped, unused-ignore]
 
     folder = Path(__file__).parent
     with TemporaryDirectory() as temporary:
@@ -35,8 +35,6 @@ def main() -> int:
         (file,) = descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes()).file
     data = file.SerializeToString(deterministic=True)
     lines = "\n".join(f"    {data[i:i + 40]!r}" for i in range(0, len(data), 40))
-    stub = folder / "caffe_pb2.pyi"
-    stub.write_text("# ruff: noqa\n" + stub.read_text(encoding="ascii"), encoding="ascii")
     (folder / "caffe_pb2.py").write_text(MODULE.replace("{serialized}", lines), encoding="ascii")
     return 0
 

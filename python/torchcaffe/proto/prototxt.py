@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -130,12 +130,12 @@ def _unclosed(text: str) -> int | None:
     return _position(text, opened[-1])[0] if opened else None
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    """`, did you mean 'x'?` or nothing; case does not count, and a part of a name is near to it."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or nothing; case does not count, and a part of a name is near to it."""
     folded = {candidate.lower(): candidate for candidate in known}
     near = [candidate for candidate in folded if name.lower() in candidate and len(name) > 1]
     near = near or difflib.get_close_matches(name.lower(), folded, n=1)
-    return f", did you mean '{folded[near[0]]}'?" if near else ""
+    return f"; did you mean '{folded[near[0]]}'?" if near else ""
 
 
 def _explain(complaint: str, text: str, line: int, column: int) -> str:
@@ -144,8 +144,11 @@ def _explain(complaint: str, text: str, line: int, column: int) -> str:
     if found := re.search(r'Message type "([\w.]+)" has no field named "(.*)"', complaint):
         message = pool.FindMessageTypeByName(found[1])
         known = [field.name for field in message.fields]
+        other = {"SolverParameter": "NetParameter", "NetParameter": "SolverParameter"}.get(message.name)
+        if other and found[2] in pool.FindMessageTypeByName(f"caffe.{other}").fields_by_name:
+            return f"'{found[2]}' belongs in a {other}, but this file is read as a {message.name}"
         return f"unknown field '{found[2]}' in {message.name}" + (
-            _nearest(found[2], known) or f"; it has {', '.join(known[:-1])} and {known[-1]}" * (1 < len(known) <= 12))
+            nearest(found[2], known) or f"; it has {', '.join(known[:-1])} and {known[-1]}" * (1 < len(known) <= 12))
     if found := re.search(r'Enum type "([\w.]+)" has no value (?:named|with number) (.*)\.$', complaint):
         enum = pool.FindEnumTypeByName(found[1])
         quoted = ", without quotes" if found[2].startswith('"') else ""

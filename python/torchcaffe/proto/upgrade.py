@@ -177,7 +177,8 @@ def _upgrade_inputs(net: caffe_pb2.NetParameter) -> None:
     shapes = [list(shape.dim) for shape in net.input_shape] or [list(net.input_dim[i:i + 4]) for i in range(0, len(net.input_dim), 4)]
     if shapes:
         if len(shapes) != len(net.input) or (net.input_dim and not net.input_shape and len(net.input_dim) % 4):
-            raise CaffeError(f"the net has {len(net.input)} 'input' but shapes for {len(shapes)}; give one input_shape or four input_dim for each")
+            raise CaffeError(f"the net has {len(net.input)} 'input' but shapes for {len(shapes)}; "
+                             "give one input_shape or four input_dim for each")
         layers = [caffe_pb2.LayerParameter(name="input", type="Input", top=net.input), *net.layer]
         for shape in shapes:
             layers[0].input_param.shape.add(dim=shape)

@@ -1,0 +1,215 @@
+"""The `caffe` tool: `torchcaffe train`, `test` and `time`, with its flags (`-solver`, `--solver` and `--solver=` alike) and its log lines.
+
+What a command does is the solver's and the net's business; here are flags, devices, signals, and one sentence and status 2 for what
+is wrong.  Caffe: tools/caffe.cpp.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import numpy as np
+import torch
+
+from torchcaffe import ENGINE
+from torchcaffe.errors import CaffeError
+from torchcaffe.log import info
+from torchcaffe.net import TEST, TRAIN, Net
+from torchcaffe.proto import caffe_pb2, prototxt
+from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu
+from torchcaffe.solver import get_solver
+
+SOURCE = "caffe.cpp:0"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 2 for a mistake in flags or files, 130 when interrupted outside training."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        args = _parser().parse_args([re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in given])
+        args.command(args)
+    except CaffeError as error:
+        print(f"torchcaffe: {error}", file=sys.stderr)
+        return 2
+    except torch.cuda.OutOfMemoryError:
+        print("torchcaffe: the GPU's memory is full; use a smaller batch_size or leave --gpu away", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+def train(args: argparse.Namespace) -> None:
+    """Train as a solver prototxt says, from --weights or from a --snapshot; SIGINT stops with a snapshot, SIGHUP takes one."""
+    if args.weights and args.snapshot:
+        raise CaffeError("--weights and --snapshot exclude each other: weights to start from, or a state to resume")
+    param = prototxt.read_solver(args.solver)
+    param.train_state.level = args.level
+    param.train_state.stage.extend(args.stage)
+    if args.weights or args.snapshot:
+        param.ClearField("weights")
+        param.weights.extend(args.weights)
+    if args.gpu is None and param.HasField("solver_mode") and param.solver_mode == caffe_pb2.SolverParameter.GPU:
+        if not torch.cuda.is_available():
+            raise CaffeError(f"{args.solver}: solver_mode is GPU, but torch finds no CUDA device here; write solver_mode: CPU")
+        args.gpu = param.device_id
+    _use_device(args.gpu)
+    solver = get_solver(args.solver, param)
+    solver.fast = True
+    if args.snapshot:
+        info(f"Resuming from {args.snapshot}", SOURCE)
+        solver.restore(args.snapshot)
+    info("Starting Optimization", SOURCE)
+    with _signals({signal.SIGINT: args.sigint_effect, signal.SIGHUP: args.sighup_effect}, solver.request):
+        solver.solve()
+    info("Optimization Done.", SOURCE)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Score weights: every output of every batch, then the loss and the outputs averaged over the batches."""
+    _use_device(args.gpu)
+    net = Net(args.model, TEST, level=args.level, stages=args.stage)
+    for weights in args.weights:
+        net.copy_from(weights)
+    info(f"Running for {args.iterations} iterations.", SOURCE)
+    loss, scores = 0.0, {name: np.zeros(0) for name in net.outputs}
+    for batch in range(args.iterations):
+        loss += net._forward(0, len(net.layers) - 1)
+        for name in net.outputs:
+            values = net.blobs[name].data.ravel().astype(float)
+            for value in values:
+                info(f"Batch {batch}, {name} = {value:g}", SOURCE)
+            scores[name] = scores[name] + values if batch else values
+    info(f"Loss: {loss / args.iterations:g}", SOURCE)
+    for name, total in scores.items():
+        weight = net.blob_loss_weights[name]
+        for mean in total / args.iterations:
+            info(f"{name} = {mean:g}" + (f" (* {weight:g} = {weight * mean:g} loss)" if weight else ""), SOURCE)
+
+
+def time_layers(args: argparse.Namespace) -> None:
+    """Time forward and backward of every layer, in ms, averaged over the iterations."""
+    _use_device(args.gpu)
+    net = Net(args.model, {"TRAIN": TRAIN, "TEST": TEST}[args.phase], level=args.level, stages=args.stage)
+    last = len(net.layers) - 1
+    info("Performing Forward", SOURCE)
+    info(f"Initial loss: {net._forward(0, last):g}", SOURCE)
+    info("Performing Backward", SOURCE)
+    net._backward(last, 0)
+    info("*** Benchmark begins ***", SOURCE)
+    info(f"Testing for {args.iterations} iterations.", SOURCE)
+    forward, backward = np.zeros(last + 1), np.zeros(last + 1)
+    begin = time.perf_counter()
+    for iteration in range(args.iterations):
+        start = time.perf_counter()
+        for i in range(last + 1):
+            forward[i] += _milliseconds(net._forward, i)
+        for i in range(last, -1, -1):
+            backward[i] += _milliseconds(net._backward, i)
+        info(f"Iteration: {iteration + 1} forward-backward time: {(time.perf_counter() - start) * 1e3:g} ms.", SOURCE)
+    total = (time.perf_counter() - begin) * 1e3
+    info("Average time per layer: ", SOURCE)
+    for i, layer in enumerate(net.layers):
+        info(f"{layer.name:>10}\tforward: {forward[i] / args.iterations:g} ms.", SOURCE)
+        info(f"{layer.name:>10}\tbackward: {backward[i] / args.iterations:g} ms.", SOURCE)
+    info(f"Average Forward pass: {forward.sum() / args.iterations:g} ms.", SOURCE)
+    info(f"Average Backward pass: {backward.sum() / args.iterations:g} ms.", SOURCE)
+    info(f"Average Forward-Backward: {total / args.iterations:g} ms.", SOURCE)
+    info(f"Total Time: {total:g} ms.", SOURCE)
+    info("*** Benchmark ends ***", SOURCE)
+
+
+@contextmanager
+def _signals(effects: dict[signal.Signals, str], request: Callable[[str], None]) -> Iterator[None]:
+    """Within the block a signal asks the solver for its effect, "stop" or "snapshot", or has "none"."""
+    before = {number: signal.signal(number, signal.SIG_IGN if effect == "none" else lambda *_, effect=effect: request(effect))
+              for number, effect in effects.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _milliseconds(run: Callable[[int, int], object], layer: int) -> float:
+    """How long one pass of one layer takes, the GPU's work included."""
+    start = time.perf_counter()
+    run(layer, layer)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _use_device(gpu: int | None) -> None:
+    if gpu is None:
+        info("Use CPU.", SOURCE)
+        set_mode_cpu()
+    else:
+        info(f"Use GPU with device ID {gpu}", SOURCE)
+        set_device(gpu)
+        set_mode_gpu()
+
+
+# -- flags ---------------------------------------------------------------------------------------------------------
+class _Parser(argparse.ArgumentParser):
+    """One sentence instead of argparse's usage and message."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CaffeError(f"{message}; see {self.prog} --help")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _gpu(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of one GPU")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="torchcaffe", description="Train, test and time Caffe nets.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=ENGINE)
+    commands = parser.add_subparsers(metavar="train|test|time", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> Callable[..., object]:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
+        sub.set_defaults(command=run)
+
+        def flag(long: str, **options: object) -> None:
+            sub.add_argument(f"--{long}", **options)  # type: ignore[arg-type]
+
+        flag("gpu", type=_gpu, metavar="N", help="run on this GPU instead of the CPU")
+        flag("level", type=int, default=0, metavar="N", help="level of the net's state")
+        flag("stage", type=_names, default=[], metavar="A,B", help="stages of the net's state")
+        return flag
+
+    flag = command("train", train)
+    flag("solver", required=True, metavar="FILE", help="solver prototxt")
+    flag("weights", type=_names, default=[], metavar="A,B", help="caffemodels to start from, matched by layer name")
+    flag("snapshot", metavar="FILE", help="solver state to resume")
+    for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
+        flag(name, choices=("snapshot", "stop", "none"), default=default, help=f"what {name[:-7].upper()} does (default: %(default)s)")
+    flag = command("test", test)
+    flag("model", required=True, metavar="FILE", help="net prototxt")
+    flag("weights", type=_names, required=True, metavar="A,B", help="caffemodels, matched by layer name")
+    flag("iterations", type=_count, default=50, metavar="N", help="batches to run (default: %(default)s)")
+    flag = command("time", time_layers)
+    flag("model", required=True, metavar="FILE", help="net prototxt")
+    flag("phase", choices=("TRAIN", "TEST"), default="TRAIN", help="phase of the net (default: %(default)s)")
+    flag("iterations", type=_count, default=50, metavar="N", help="passes to time (default: %(default)s)")
+    return parser

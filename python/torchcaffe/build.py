@@ -4,7 +4,6 @@ Follows Net::Init of Caffe's net.cpp decision for decision; net.py and step.py r
 """
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +13,7 @@ from torchcaffe.errors import CaffeError
 from torchcaffe.layers import LAYERS
 from torchcaffe.layers.base import Context, Layer
 from torchcaffe.proto import caffe_pb2
+from torchcaffe.proto.prototxt import nearest
 
 AUTOMATIC = "(automatic)"                           # Caffe's name of a loss that the file does not name; never an output
 
@@ -103,9 +103,8 @@ class _Builder:
     # -- one layer -------------------------------------------------------------------------------------------------
     def _node(self, message: caffe_pb2.LayerParameter) -> Node:
         if message.type not in LAYERS:
-            near = difflib.get_close_matches(message.type, LAYERS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise CaffeError(f"layer '{message.name}': layer type '{message.type}' is not registered{hint}", layer=message.name)
+            raise CaffeError(f"layer '{message.name}': layer type '{message.type}' is not registered{nearest(message.type, LAYERS)}",
+                             layer=message.name)
         own = caffe_pb2.LayerParameter()
         own.CopyFrom(message)
         if not own.HasField("phase"):

@@ -1,0 +1,119 @@
+"""LMDBs of Datum messages, read by position.
+
+Records are counted in the byte order of their keys, as Caffe's cursor meets them.  A database is open once per process (py-lmdb
+refuses a second time), shared by all who ask for it, and closed when nobody holds it.  Images are decoded on first use and kept,
+as long as all have one shape and fit KEEP_BYTES; a set that does not fit is decoded again for every batch.
+"""
+from __future__ import annotations
+
+import os
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+
+from torchcaffe.data import datum
+from torchcaffe.errors import CaffeError
+
+KEEP_BYTES = 2 * 2**30
+
+
+class Database:
+    """An LMDB opened for reading, without locks.  Made by open_database."""
+
+    def __init__(self, path: str, shown: str):
+        self.path = shown
+        self._images: WeakValueDictionary[bool | None, Images] = WeakValueDictionary()
+        try:
+            self._environment = lmdb.open(path, readonly=True, lock=False, create=False)
+            self._require_whole(path)
+            self._transaction = self._environment.begin()
+            self.keys: list[bytes] = list(self._transaction.cursor().iternext(values=False))
+        except lmdb.Error as error:
+            raise CaffeError(f"cannot read the LMDB {shown}: {error}") from None
+        if not self.keys:
+            raise CaffeError(f"the LMDB {shown} holds no records")
+
+    def _require_whole(self, path: str) -> None:
+        """Refuse a file that ends before its last page: reading past the end would kill the process (SIGBUS)."""
+        needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
+        found = os.path.getsize(os.path.join(path, "data.mdb"))
+        if found < needed:
+            raise CaffeError(f"the LMDB {self.path} is only half there ({found:,} bytes of {needed:,}); write it again")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> bytes:
+        record = self._transaction.get(self.keys[position])
+        assert record is not None
+        return record
+
+    def where(self, position: int) -> str:
+        """How an error names a record."""
+        return f"record {position} (key {self.keys[position]!r}) of {self.path}"
+
+    def images(self, color: bool | None = None) -> Images:
+        """The decoded records; `color` as in datum.image."""
+        images = self._images.get(color)
+        if images is None:
+            images = self._images[color] = Images(self, color)
+        return images
+
+
+class Images:
+    """Images and labels of a database.  `shape` is that of the first image, (channels, height, width)."""
+
+    def __init__(self, database: Database, color: bool | None):
+        self._database, self._color, self.count = database, color, len(database)
+        first, _ = self._read_one(0)
+        self.shape = first.shape
+        self._kept: np.ndarray | None = None
+        if first.dtype == np.uint8 and first.size * self.count <= KEEP_BYTES:
+            self._kept = np.empty((self.count, *self.shape), np.uint8)
+        self._labels = np.empty(self.count, np.int32)
+        self._known = np.zeros(self.count, bool)
+
+    def read(self, positions: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
+        """Images and int32 labels at `positions`: one (n, channels, height, width) array, or a list where shapes or types differ."""
+        if self._keep(positions):
+            assert self._kept is not None
+            return self._kept[positions], self._labels[positions]
+        images, labels = zip(*(self._read_one(i) for i in positions.tolist()), strict=True)
+        alike = len({(image.shape, image.dtype) for image in images}) == 1
+        return np.stack(images) if alike else list(images), np.array(labels, np.int32)
+
+    def _keep(self, positions: np.ndarray) -> bool:
+        """Decode what is not known yet; False, for good, once a record is met that does not fit the array."""
+        if self._kept is None:
+            return False
+        for i in positions[~self._known[positions]].tolist():
+            image, self._labels[i] = self._read_one(i)
+            if image.shape != self.shape or image.dtype != np.uint8:
+                self._kept = None
+                return False
+            self._kept[i] = image
+            self._known[i] = True
+        return True
+
+    def _read_one(self, position: int) -> tuple[np.ndarray, int]:
+        where = self._database.where(position)
+        message = datum.parse(self._database[position], where)
+        return datum.image(message, where, self._color), message.label
+
+
+_open: WeakValueDictionary[tuple[int, int], Database] = WeakValueDictionary()
+
+
+def open_database(path: str | os.PathLike[str]) -> Database:
+    """The database in folder `path`.  Raises CaffeError where there is none, an empty one or a truncated one."""
+    shown, real = os.fspath(path), os.path.realpath(path)
+    try:
+        file = os.stat(os.path.join(real, "data.mdb"))
+    except OSError:
+        raise CaffeError(f"there is no LMDB {shown} (a folder with data.mdb in it); prepare the data set, or write another path") from None
+    identity = file.st_dev, file.st_ino         # not the path: a folder may be renamed while it is open
+    database = _open.get(identity)
+    if database is None:
+        database = _open[identity] = Database(real, shown)
+    return database

@@ -1,0 +1,157 @@
+"""Layers that read records: Data (LMDB), HDF5Data, MemoryData.
+
+Their whole state is `cursor`, the number of batches read: batch k starts at record k * batch_size, and goes on with the first
+record after the last.  Reading and transforming are the work of torchcaffe.data.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaffe.data.hdf5 import RowFiles, in_order
+from torchcaffe.data.lmdb_reader import open_database
+from torchcaffe.data.transformer import Transformer
+from torchcaffe.errors import CaffeError
+from torchcaffe.layers.base import Layer, Shape, layer
+from torchcaffe.proto import caffe_pb2
+
+
+class Source(Layer):
+    """A layer without bottoms that reads `batch` records per pass."""
+
+    bottoms = 0
+    tops: ClassVar[int | tuple[int, int | None]] = (1, 2)
+    batch: int
+
+    def start(self) -> int:
+        """Position of the next batch's first record in the endless sequence; counts the pass."""
+        position = self.cursor * self.batch
+        self.cursor += 1
+        return position
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """`array`, which nobody else may change, as a tensor where this layer lives."""
+        return torch.from_numpy(array).to(self.context.device, self.context.dtype)
+
+    @contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """Put the layer's name before what the reading side has to say."""
+        try:
+            yield
+        except CaffeError as error:
+            raise CaffeError(f"layer '{self.name}' ({self.type}): {error}", layer=self.name) from None
+
+
+@layer("Data")
+class Data(Source):
+    """Images and, with a second top, labels from an LMDB of Datum messages, in the order of their keys.
+
+    Tops: (batch_size, channels, height, width) after transform_param, and (batch_size,).  A window's place and the mirror are
+    drawn from streams("transform", name, cursor).  rand_skip and prefetch have no effect, nor have force_color and force_gray
+    on images that are not encoded.  Caffe: data_layer.cpp, data_transformer.cpp.
+    """
+
+    def setup(self) -> None:
+        param = self.param.data_param
+        self.batch = param.batch_size
+        self.require(self.batch > 0, "data_param has no batch_size")
+        if param.backend != caffe_pb2.DataParameter.LMDB:
+            is_lmdb = os.path.exists(os.path.join(param.source, "data.mdb"))
+            self.require(False, "the backend is LEVELDB, Caffe's default, which is not read here; "
+                         + (f"{param.source} is an LMDB, so write `backend: LMDB` in data_param" if is_lmdb else
+                            "convert the database to LMDB and write `backend: LMDB` in data_param"))
+        with self.naming_errors():
+            self.transform = Transformer(self.param.transform_param, self.phase == caffe_pb2.TRAIN)
+            self.images = open_database(param.source).images(self.transform.color)
+
+    def top_shapes(self) -> list[Shape]:
+        with self.naming_errors():
+            shape = self.transform.output_shape(self.images.shape)
+        return [(self.batch, *shape), (self.batch,)][:len(self.param.top)]
+
+    def forward(self) -> list[Tensor]:
+        random = self.context.streams.numpy("transform", self.name, self.cursor)
+        positions = (self.start() + np.arange(self.batch)) % self.images.count
+        with self.naming_errors():
+            images, labels = self.images.read(positions)
+            pixels = self.transform(images, random)
+        return [self.tensor(pixels), self.tensor(labels)][:len(self.param.top)]
+
+
+@layer("HDF5Data")
+class HDF5Data(Source):
+    """Rows of the datasets that bear the tops' names, from the HDF5 files that the text file `source` lists.
+
+    Tops: (batch_size, ...) as in the files.  `shuffle` draws an order of the files for each pass over all of them, and an order of
+    the rows for each file in each pass.  Nothing is transformed.  Caffe: hdf5_data_layer.cpp.
+    """
+
+    tops = (1, None)
+
+    def setup(self) -> None:
+        param = self.param.hdf5_data_param
+        self.batch = param.batch_size
+        self.require(self.batch > 0, "hdf5_data_param has no batch_size")
+        self.require(not self.param.HasField("transform_param"), "HDF5 rows are not transformed; take transform_param out")
+        with self.naming_errors():
+            self.rows = RowFiles(param.source, self.param.top, self._shuffled if param.shuffle else in_order)
+
+    def _shuffled(self, what: str, epoch: int, length: int) -> np.ndarray:
+        return self.context.streams.numpy(f"shuffle {what}", self.name, epoch).permutation(length)
+
+    def top_shapes(self) -> list[Shape]:
+        return [(self.batch, *shape) for shape in self.rows.row_shapes]
+
+    def forward(self) -> list[Tensor]:
+        with self.naming_errors():
+            return [self.tensor(rows) for rows in self.rows.read(self.start(), self.batch)]
+
+
+@layer("MemoryData")
+class MemoryData(Source):
+    """Records handed over with set_arrays.
+
+    Tops: (batch_size, channels, height, width), and labels, of shape (batch_size,) before the first forward pass and
+    (batch_size, 1, 1, 1) after it, as in Caffe.  Nothing is transformed.  Caffe: memory_data_layer.cpp.
+    """
+
+    tops = 2
+
+    def setup(self) -> None:
+        param = self.param.memory_data_param
+        self.batch = param.batch_size
+        self.shape = param.channels, param.height, param.width
+        self.require(self.batch * np.prod(self.shape) > 0, "memory_data_param needs batch_size, channels, height and width")
+        self.arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+    def top_shapes(self) -> list[Shape]:
+        return [(self.batch, *self.shape), (self.batch,)]
+
+    def set_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Read from `data` (n, channels, height, width) and `labels` (n,) or (n, 1, 1, 1) from now on, from their first record.
+
+        Both are float32 and C-contiguous, and n is a multiple of batch_size.  They are not copied.
+        """
+        for name, array, shape in (("data", data, self.shape), ("labels", labels, (1, 1, 1))):
+            self.require(array.dtype == np.float32, f"the {name} array must be float32, not {array.dtype}")
+            self.require(array.flags.c_contiguous, f"the {name} array must be C-contiguous")
+            self.require(array.shape[1:] == shape or (name == "labels" and array.ndim == 1),
+                         f"the {name} array has shape {array.shape}; it must be (n, {', '.join(map(str, shape))})")
+        self.require(len(data) == len(labels), f"there are {len(data)} records and {len(labels)} labels")
+        self.require(len(data) > 0 and len(data) % self.batch == 0,
+                     f"the number of records, {len(data)}, must be a multiple of batch_size {self.batch}")
+        self.arrays = data, labels.reshape(-1, 1, 1, 1)
+        self.cursor = 0
+
+    def forward(self) -> list[Tensor]:
+        self.require(self.arrays, "there are no records yet; call set_input_arrays before the first forward pass")
+        assert self.arrays is not None
+        data, labels = self.arrays
+        start = self.start() % len(data)
+        return [self.tensor(array[start:start + self.batch].copy()) for array in (data, labels)]

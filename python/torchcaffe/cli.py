@@ -6,12 +6,14 @@ is wrong.  Caffe: tools/caffe.cpp.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -61,6 +63,9 @@ def train(args: argparse.Namespace) -> None:
             raise CaffeError(f"{args.solver}: solver_mode is GPU, but torch finds no CUDA device here; write solver_mode: CPU")
         args.gpu = param.device_id
     _use_device(args.gpu)
+    folder = Path(param.snapshot_prefix).parent                 # found out now, not after hours of training
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise CaffeError(f"{args.solver}: snapshot_prefix '{param.snapshot_prefix}': there is no writable folder {folder}; make it")
     solver = get_solver(args.solver, param)
     solver.fast = True
     if args.snapshot:

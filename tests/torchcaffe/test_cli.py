@@ -194,6 +194,12 @@ def test_mistakes_in_flags_and_files(capfd, arguments, words):
     assert words in complaint(capfd, *arguments)
 
 
+def test_a_snapshot_prefix_without_its_folder_is_refused_before_training(capfd, folder):
+    (folder / "solver.prototxt").write_text(SOLVER.replace('"snap"', '"none/snap"') + "10")
+    said = complaint(capfd, "train", "--solver", "solver.prototxt")
+    assert "solver.prototxt: snapshot_prefix 'none/snap': there is no writable folder none" in said
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
 def test_no_gpu_here(capfd, folder):
     assert "no GPU" in complaint(capfd, "time", "--model", "net.prototxt", "--gpu", "0")

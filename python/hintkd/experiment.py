@@ -60,10 +60,12 @@ def _dataset(name: str, *, training: str = "train", mean: bool = True, **facts: 
 
 
 _CIFAR: dict[str, Any] = {"channels": 3, "size": 32, "batch": 128, "train_size": 50_000, "crop": True, "mirror": True}
-_DIGITS: dict[str, Any] = {"classes": 10, "channels": 1, "size": 8, "batch": 32, "test_batch": 250, "test_iter": 4, "crop": True, "scale": 1 / 16}
+_DIGITS: dict[str, Any] = {"classes": 10, "channels": 1, "size": 8, "batch": 32, "test_batch": 250, "test_iter": 4, "crop": True,
+                           "scale": 1 / 16}
 
 DATASETS: dict[str, Dataset] = {
-    "mnist": _dataset("mnist", mean=False, classes=10, channels=1, size=28, batch=64, train_size=60_000),   # scale: Options.mnist_scale
+    # MNIST is neither augmented nor centred; its scale is Options.mnist_scale.
+    "mnist": _dataset("mnist", mean=False, classes=10, channels=1, size=28, batch=64, train_size=60_000),
     "cifar10": _dataset("cifar10", classes=10, mean_value=(125.3, 123.0, 113.9), **_CIFAR),
     "cifar100": _dataset("cifar100", classes=100, mean_value=(129.3, 124.1, 112.4), **_CIFAR),
     "digits": _dataset("digits", train_size=200, **_DIGITS),
@@ -173,7 +175,7 @@ class Experiment:
     options: Options = field(default_factory=Options)
     tau: float = 3.0
     lambda_: float = 5.0
-    lambda_schedule: str = "fixed"                         # over Stage 2: fixed; linear from lambda_ to lambda_end; step, at the rate's drops
+    lambda_schedule: str = "fixed"                         # over Stage 2: fixed, or to lambda_end: linear, or by steps where the rate drops
     lambda_end: float = 1.0
     regressor: bool = False                                # a convolution on a guided layer that is narrower than its hint
     hint_pairs: tuple[tuple[str, str], ...] = ()           # (hint, guided) layers by hand, bottom up; () for the paper's

@@ -3,8 +3,9 @@
     prototxt/<data set>/<nets>/<method>/<k>-<stage>.prototxt         the net of the k-th stage
     solvers/<data set>/<nets>/<method>/<k>-<stage>.prototxt          its solver; snapshots are written beside it
 
-<nets> is "<teacher>-to-<student>", or the one network's name where there is no other; a network of widths other than 16, 32, 64 names them.
-Where net k above the first has a solver of its own, which differs in the seed, its name ends in "-net<k>".  What a stage is stands in methods.py.
+<nets> is "<teacher>-to-<student>", or the one network's name where there is no other; widths other than 16, 32, 64 are named.
+Where net k above the first has a solver of its own, which differs in the seed, its name ends in "-net<k>".
+What a stage is stands in methods.py.
 """
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def generate(x: Experiment, root: Path = Path()) -> list[Path]:
         solver = message.snapshot_prefix + ".prototxt"
         weights = [(w, _file(x, w, places)) for w in stage.weights_in]
         head = _HEAD + _COMMAND.format(solver, " --weights=FILE,..." if weights else "")
-        head += "".join(f"# Weights: {file}" + (f", with \"{w.prefix}\" put before every layer's name" if w.prefix else "") + "\n" for w, file in weights)
+        for w, file in weights:
+            head += f"# Weights: {file}" + (f", with \"{w.prefix}\" put before every layer's name" if w.prefix else "") + "\n"
         files += [_write(root / message.net, _HEAD + write_text(stage.net)), _write(root / solver, head + write_text(message))]
     return files
 

@@ -23,8 +23,8 @@ def _rows(blob: Any) -> np.ndarray:
     return blob.data.reshape(blob.data.shape[0], -1)
 
 
-def _parse(param_str: str, defaults: dict) -> dict:
-    """The JSON object in param_str over the defaults.  Raises ValueError on bad JSON and on names and types that the defaults do not have."""
+def _parse(param_str: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object in param_str over the defaults.  Raises ValueError on bad JSON and on unknown names and types."""
     try:
         given = json.loads(param_str) if param_str else {}
     except ValueError as error:

@@ -17,14 +17,15 @@ from hintkd.stages import Stage, Weights
 
 
 # -- solvers -----------------------------------------------------------------------------------------------------------------
-def solver(x: Experiment, iterations: int, seed: int, lr: float, falling: bool = True, tested: bool = True) -> caffe_pb2.SolverParameter:
+def solver(x: Experiment, iterations: int, seed: int, lr: float, falling: bool = True,
+           tested: bool = True) -> caffe_pb2.SolverParameter:
     """SGD with momentum: the rate falls to a tenth at the schedule's steps, or stays.  Everything but `net` and `snapshot_prefix`.
 
     A curve has 100 points of training and 40 of the test set, 20 where 40 tests would look at more images than training does.
     """
-    s = caffe_pb2.SolverParameter(type="SGD", base_lr=lr, momentum=x.schedule.momentum, weight_decay=x.schedule.weight_decay,
-                                  max_iter=iterations, random_seed=seed, display=max(1, iterations // 100), snapshot=max(200, iterations // 40),
-                                  snapshot_format="BINARYPROTO")
+    s = caffe_pb2.SolverParameter(
+        type="SGD", base_lr=lr, momentum=x.schedule.momentum, weight_decay=x.schedule.weight_decay, max_iter=iterations, random_seed=seed,
+        display=max(1, iterations // 100), snapshot=max(200, iterations // 40), snapshot_format="BINARYPROTO")
     s.average_loss = s.display
     if falling:
         s.lr_policy, s.gamma = "multistep", 0.1

@@ -38,7 +38,8 @@ def _net(name: str) -> caffe_pb2.NetParameter:
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------------
-def add_data(net: caffe_pb2.NetParameter, dataset: Dataset, options: Options, labels: bool = True, phases: Sequence[str] = ("TRAIN", "TEST")) -> None:
+def add_data(net: caffe_pb2.NetParameter, dataset: Dataset, options: Options, labels: bool = True,
+             phases: Sequence[str] = ("TRAIN", "TEST")) -> None:
     """Data layers "data".  A padded training record is cropped at random and mirrored; test records come as they are."""
     if options.mean == "values" and dataset.train_mean and not dataset.mean_value:
         raise UserError(f"data set {dataset.name}: mean: values needs its mean_value, one number per channel")
@@ -54,7 +55,8 @@ def add_data(net: caffe_pb2.NetParameter, dataset: Dataset, options: Options, la
             transform["mean_value"] = dataset.mean_value
         elif options.mean == "file" and dataset.train_mean:
             transform["mean_file"] = dataset.train_mean if train else dataset.test_mean
-        net.layer.add(name="data", type="Data", top=["data", "label"] if labels else ["data"], include=[{"phase": phase}], transform_param=transform,
+        net.layer.add(name="data", type="Data", top=["data", "label"] if labels else ["data"], include=[{"phase": phase}],
+                      transform_param=transform,
                       data_param={"source": dataset.train_lmdb if train else dataset.test_lmdb, "backend": "LMDB",
                                   "batch_size": dataset.batch if train else dataset.test_batch})
 
@@ -76,7 +78,8 @@ class _Trunk:
         # use_global_stats stays unset: false would move the statistics in the TEST phase too.
         self.net.layer.add(name=name + "_bn", type="BatchNorm", bottom=[name], top=[name], param=[_FROZEN] * 3,
                            batch_norm_param={"moving_average_fraction": self.bn_fraction})
-        self.net.layer.add(name=name + "_scale", type="Scale", bottom=[name], top=[name], param=self.specs(2), scale_param={"bias_term": True})
+        self.net.layer.add(name=name + "_scale", type="Scale", bottom=[name], top=[name], param=self.specs(2),
+                           scale_param={"bias_term": True})
         if relu:
             self.net.layer.add(name=name + "_relu", type="ReLU", bottom=[name], top=[name])
         return name
@@ -90,8 +93,8 @@ class _Trunk:
             raise UserError(f"shortcut A repeats channels with zeros and cannot go from {before} to {width}; use shortcut B or multiples")
         # Every second pixel: Pooling with kernel 1 would round up to one pixel too many, a frozen identity convolution does not.
         self.net.layer.add(name=name + "_proj", type="Convolution", bottom=[bottom], top=[name + "_proj"], param=[_FROZEN],
-                           convolution_param={"num_output": before, "kernel_size": [1], "stride": [stride], "group": before, "bias_term": False,
-                                              "weight_filler": {"type": "constant", "value": 1}})
+                           convolution_param={"num_output": before, "kernel_size": [1], "stride": [stride], "group": before,
+                                              "bias_term": False, "weight_filler": {"type": "constant", "value": 1}})
         if width == before:
             return name + "_proj"
         self.net.layer.add(name=name + "_zeros", type="Power", bottom=[name + "_proj"], top=[name + "_zeros"], power_param={"scale": 0})
@@ -152,7 +155,8 @@ def add_python_loss(net: caffe_pb2.NetParameter, name: str, kind: str, bottoms: 
 
 
 # -- the nets of the stages ----------------------------------------------------------------------------------------------------
-def plain_net(x: Experiment, resnet: ResNet, dataset: Dataset, modules: int | None = None, frozen_modules: int = 0) -> caffe_pb2.NetParameter:
+def plain_net(x: Experiment, resnet: ResNet, dataset: Dataset, modules: int | None = None,
+              frozen_modules: int = 0) -> caffe_pb2.NetParameter:
     """Trained on the labels alone: a teacher, an original student, a step of SL-ResNet."""
     net = _net(resnet.title if modules is None else f"{resnet.title}-modules{modules}")
     add_data(net, dataset, x.options)
@@ -162,7 +166,7 @@ def plain_net(x: Experiment, resnet: ResNet, dataset: Dataset, modules: int | No
 
 
 def teacher_net(x: Experiment) -> caffe_pb2.NetParameter:
-    """The teacher as it stands alone, from "data" to its class scores (and further, for a user's own).  Raises UserError without a teacher."""
+    """The teacher as it stands alone, from "data" to its class scores, or a user's own as it is.  Raises UserError without a teacher."""
     if x.external_teacher and x.external_teacher.prototxt:
         return read_net(x.external_teacher.prototxt)
     if x.teacher is None:
@@ -173,7 +177,10 @@ def teacher_net(x: Experiment) -> caffe_pb2.NetParameter:
 
 
 def kd_net(x: Experiment, iterations: int) -> caffe_pb2.NetParameter:
-    """Stage 2: the whole student under equation 2, beside the teacher; TEST holds the student alone.  `iterations` end a lambda schedule."""
+    """Stage 2: the whole student under equation 2, beside the teacher; TEST holds the student alone.
+
+    A lambda schedule runs over `iterations`.  Raises UserError where the teacher's classes are not the data set's.
+    """
     teacher = teacher_net(x)
     scores = surgery.logits(teacher)
     net = _net(f"{x.student.title}-kd-{teacher.name}")
@@ -229,13 +236,15 @@ def hint_net(x: Experiment, pairs: Sequence[Pair]) -> caffe_pb2.NetParameter:
     return net
 
 
-def _add_regressor(net: caffe_pb2.NetParameter, x: Experiment, pair: Pair, blob: str, source: tuple[int, ...], target: tuple[int, ...]) -> str:
+def _add_regressor(net: caffe_pb2.NetParameter, x: Experiment, pair: Pair, blob: str, source: tuple[int, ...],
+                   target: tuple[int, ...]) -> str:
     """A convolution from the guided layer to the hint's channel count, Gaussian, without bias."""
     def text(shape: tuple[int, ...]) -> str:
         return "x".join(map(str, shape))
     if not x.regressor or source[1:] != target[1:]:
+        advice = "a regressor changes channels only: name layers of one size" if x.regressor else "use a regressor or name other layers"
         raise UserError(f"{x.method}: guided layer '{pair.guided}' is {text(source)} and hint layer '{pair.hint}' is {text(target)}; "
-                        + ("a regressor changes channels only: name layers of one size" if x.regressor else "use a regressor or name other layers"))
+                        + advice)
     name, kernel = REGRESSOR + pair.suffix, x.options.regressor_kernel
     net.layer.add(name=name, type="Convolution", bottom=[blob], top=[name],
                   convolution_param={"num_output": target[0], "kernel_size": [kernel], "pad": [kernel // 2], "bias_term": False,

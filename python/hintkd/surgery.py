@@ -12,10 +12,12 @@ from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
 
 Layers = Sequence[caffe_pb2.LayerParameter]
+Shape = tuple[int, ...]
+
 TEACHER = "teacher/"          # before the name of every layer and blob of a teacher inside a student's net
 _SOURCES = {"Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData", "WindowData"}
-_ELEMENTWISE = {"AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log", "MVN", "PReLU", "Power", "ReLU",
-                "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "Threshold"}
+_ELEMENTWISE = {"AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Dropout", "ELU", "Eltwise", "Exp", "LRN", "Log", "MVN", "PReLU", "Power",
+                "ReLU", "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "Threshold"}
 _NOT_TO_FREEZE = {"Embed", "LSTM", "Parameter", "Python", "RNN"}
 
 
@@ -41,34 +43,38 @@ def cut(layers: Layers, blobs: Iterable[str]) -> list[caffe_pb2.LayerParameter]:
     return kept[::-1]
 
 
-def shapes(layers: Layers, image: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def shapes(layers: Layers, image: Shape) -> dict[str, Shape]:
     """Shape per item of every blob made from "data" of shape `image` (channels, height, width); without blobs above unknown layer types."""
-    known: dict[str, tuple[int, ...]] = {"data": image}
+    known: dict[str, Shape] = {"data": image}
     for layer in layers:
         below = [known[b] for b in layer.bottom if b in known]
-        if not below or len(below) < len(layer.bottom):
-            continue
-        if layer.type == "Convolution":
-            p = layer.convolution_param
-            known[layer.top[0]] = (p.num_output, *(
-                (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-                for size, kernel, pad, stride, dilation in zip(
-                    below[0][1:], _both(p.kernel_size, p.kernel_h, p.kernel_w), _both(p.pad, p.pad_h, p.pad_w),
-                    _both(p.stride, p.stride_h, p.stride_w, 1), _both(p.dilation, 0, 0, 1), strict=True)))
-        elif layer.type == "Pooling":
-            q = layer.pooling_param
-            known[layer.top[0]] = (below[0][0], 1, 1) if q.global_pooling else (below[0][0], *(
-                _pooled(size, kernel, pad, stride, floor if q.round_mode == q.FLOOR else ceil)
-                for size, kernel, pad, stride in zip(
-                    below[0][1:], (q.kernel_h or q.kernel_size, q.kernel_w or q.kernel_size),
-                    (q.pad_h or q.pad, q.pad_w or q.pad), (q.stride_h or q.stride, q.stride_w or q.stride), strict=True)))
-        elif layer.type == "InnerProduct":
-            known[layer.top[0]] = (layer.inner_product_param.num_output,)
-        elif layer.type == "Concat" and layer.concat_param.axis == 1 and not layer.concat_param.HasField("concat_dim"):
-            known[layer.top[0]] = (sum(s[0] for s in below), *below[0][1:])
-        elif layer.type in _ELEMENTWISE:
-            known[layer.top[0]] = below[0]
+        if below and len(below) == len(layer.bottom):
+            shape = _top_shape(layer, below)
+            if shape:
+                known[layer.top[0]] = shape
     return known
+
+
+def _top_shape(layer: caffe_pb2.LayerParameter, below: list[Shape]) -> Shape | None:
+    first = below[0]
+    if layer.type == "Convolution":
+        c = layer.convolution_param
+        kernels, pads = _both(c.kernel_size, c.kernel_h, c.kernel_w), _both(c.pad, c.pad_h, c.pad_w)
+        strides, dilations = _both(c.stride, c.stride_h, c.stride_w, 1), _both(c.dilation, 0, 0, 1)
+        return (c.num_output, *((size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+                                for size, kernel, pad, stride, dilation in zip(first[1:], kernels, pads, strides, dilations, strict=True)))
+    if layer.type == "Pooling":
+        p = layer.pooling_param
+        if p.global_pooling:
+            return first[0], 1, 1
+        kernels, pads = (p.kernel_h or p.kernel_size, p.kernel_w or p.kernel_size), (p.pad_h or p.pad, p.pad_w or p.pad)
+        strides, rounded = (p.stride_h or p.stride, p.stride_w or p.stride), floor if p.round_mode == p.FLOOR else ceil
+        return (first[0], *(_pooled(*sizes, rounded) for sizes in zip(first[1:], kernels, pads, strides, strict=True)))
+    if layer.type == "InnerProduct":
+        return (layer.inner_product_param.num_output,)
+    if layer.type == "Concat" and layer.concat_param.axis == 1 and not layer.concat_param.HasField("concat_dim"):
+        return sum(shape[0] for shape in below), *first[1:]
+    return first if layer.type in _ELEMENTWISE else None
 
 
 def _both(values: Sequence[int], height: int, width: int, default: int = 0) -> tuple[int, int]:
@@ -92,7 +98,7 @@ def logits(net: caffe_pb2.NetParameter) -> str:
     consumed = {b for layer in net.layer for b in layer.bottom if b not in layer.top}
     ends = [top for layer in net.layer for top in layer.top if top not in consumed and layer.type not in _SOURCES]
     if len(set(ends)) != 1:
-        raise UserError(f"the teacher's net '{net.name}' does not say which blob its class scores are: end it in one SoftmaxWithLoss or Softmax layer")
+        raise UserError(f"the teacher's net '{net.name}' does not say which blob its class scores are: end it in one Softmax layer")
     return ends[0]
 
 

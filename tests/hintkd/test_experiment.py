@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Experiment, Options, ResNet, Schedule
 
@@ -30,7 +31,8 @@ def test_scaling_shortens_every_stage_and_keeps_rates() -> None:
     assert Schedule().scaled(1e-9).layerwise_iterations == (1, 1, 1)
 
 
-@pytest.mark.parametrize(("fraction", "scale", "expected"), [(0.999, 1, 0.999), (0.999, 0.05, 0.98), (0.999, 0.001, 0.9), (0.95, 1, 0.95), (0.85, 0.5, 0.85)])
+@pytest.mark.parametrize(("fraction", "scale", "expected"), [
+    (0.999, 1, 0.999), (0.999, 0.05, 0.98), (0.999, 0.001, 0.9), (0.95, 1, 0.95), (0.85, 0.5, 0.85)])
 def test_moving_averages_become_as_much_shorter_as_the_run(fraction: float, scale: float, expected: float) -> None:
     assert experiment(scale=scale, options=Options(bn_fraction=fraction)).bn_fraction == pytest.approx(expected)
 

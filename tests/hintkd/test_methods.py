@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import torchcaffe
 from hintkd.backend import caffe_pb2, read_weights, write_text
 from hintkd.errors import UserError
@@ -58,7 +59,8 @@ def test_each_stage_starts_from_the_teacher_if_it_needs_one_and_from_the_stage_b
 
 def test_rates_fall_at_half_and_three_quarters_or_stay() -> None:
     hint, kd = stages_of(experiment("hint-kd"))
-    assert (kd.solver.lr_policy, list(kd.solver.stepvalue), kd.solver.gamma, kd.solver.base_lr) == ("multistep", [32_000, 48_000], pytest.approx(0.1), pytest.approx(0.1))
+    assert (kd.solver.lr_policy, list(kd.solver.stepvalue)) == ("multistep", [32_000, 48_000])
+    assert [kd.solver.gamma, kd.solver.base_lr] == pytest.approx([0.1, 0.1])
     assert (hint.solver.lr_policy, hint.solver.base_lr) == ("fixed", pytest.approx(1e-4))
     assert list(stages_of(experiment("kd-equal-iterations"))[0].solver.stepvalue) == [44_500, 66_750]
     sl = stages_of(experiment("sl-resnet"))[0].solver
@@ -86,7 +88,8 @@ def test_pairs_are_the_ends_of_the_stacks() -> None:
     assert concurrent == {name: bottoms for step in expected for name, bottoms in step.items()}
 
 
-@pytest.mark.parametrize(("depth", "module"), [(8, "group1_block0"), (14, "group1_block0"), (20, "group1_block1"), (26, "group1_block1"), (32, "group1_block2")])
+@pytest.mark.parametrize(("depth", "module"), [
+    (8, "group1_block0"), (14, "group1_block0"), (20, "group1_block1"), (26, "group1_block1"), (32, "group1_block2")])
 def test_the_middle_layer_is_module_3n_over_2(depth: int, module: str) -> None:
     hint = stages_of(experiment("hint-kd", teacher=ResNet(depth), student=ResNet(depth)))[0]      # modules 2, 3, 5, 6, 8
     assert losses(hint) == {"hint_loss": [module + "_sum", f"teacher/{module}_sum"]}
@@ -123,7 +126,7 @@ def test_sl_steps_add_a_module_and_leave_their_fc_behind() -> None:
 
 def test_sl_modules_can_be_frozen() -> None:
     stage = stages_of(experiment("sl-resnet", options=Options(sl_modules="frozen")))[1]
-    still = {layer.name for layer in stage.net.layer if layer.type in ("Convolution", "Scale") and any(spec.lr_mult == 0 for spec in layer.param)}
+    still = {layer.name for layer in stage.net.layer if layer.type in ("Convolution", "Scale") and any(s.lr_mult == 0 for s in layer.param)}
     assert "first_conv" in still and "group0_block0_conv1_scale" in still and "group1_block0_conv0" not in still
 
 
@@ -182,7 +185,8 @@ class Trainer:
     def train(self, stage: Stage) -> dict[str, list[np.ndarray]]:
         """The weights out, after checking that the teacher has not moved."""
         if stage not in self.weights:
-            given = {w.prefix + name: blobs for w in stage.weights_in if isinstance(w.source, Stage) for name, blobs in self.train(w.source).items()}
+            given = {w.prefix + name: blobs for w in stage.weights_in if isinstance(w.source, Stage)
+                     for name, blobs in self.train(w.source).items()}
             name = f"{stage.title}-{stage.digest[:8]}-{self.fast:d}"
             Path(name + ".net").write_text(write_text(stage.net))
             message = caffe_pb2.SolverParameter()
@@ -210,7 +214,8 @@ def trainer(request: pytest.FixtureRequest) -> Trainer:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_stage_trains_and_leaves_the_teacher_as_it_was(method: str, trainer: Trainer, workspace: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_trains_and_leaves_the_teacher_as_it_was(method: str, trainer: Trainer, workspace: tuple[Path, Dataset],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace[0])
     final = trainer.train(stages_of(small(method, workspace[1]))[-1])
     assert "fc" in final and not any(name.startswith(("teacher/", "regressor", "kd_loss")) for name in final)
@@ -218,7 +223,8 @@ def test_every_stage_trains_and_leaves_the_teacher_as_it_was(method: str, traine
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "shortcut B": ("layerwise-hint", {"options": Options(shortcut="B", bn_fraction=0.9)}),
-    "regressor": ("concurrent-hint", {"regressor": True, "teacher": ResNet(8, (8, 16, 32)), "options": Options(regressor_kernel=3, bn_fraction=0.9)}),
+    "regressor": ("concurrent-hint", {"regressor": True, "teacher": ResNet(8, (8, 16, 32)),
+                                      "options": Options(regressor_kernel=3, bn_fraction=0.9)}),
     "after pooling": ("hint-kd-plus", {"options": Options(plus_tap="after", bn_fraction=0.9)}),
     "frozen modules": ("sl-resnet", {"options": Options(sl_modules="frozen", bn_fraction=0.9)}),
     "lambda falls": ("hint-kd", {"lambda_schedule": "linear", "options": Options(label_tau="tau", tau_squared=True, bn_fraction=0.9)}),
@@ -234,7 +240,8 @@ def test_options_train(variant: str, trainer: Trainer, workspace: tuple[Path, Da
     assert "fc" in final and "kd_loss" not in final
     if variant == "frozen modules":
         first, second = (trainer.train(stage) for stage in stages[:2])
-        assert all(np.array_equal(first[name][0], second[name][0]) for name in ("first_conv", "group0_block0_conv1", "group0_block0_conv1_scale"))
+        still = ("first_conv", "group0_block0_conv1", "group0_block0_conv1_scale")
+        assert all(np.array_equal(first[name][0], second[name][0]) for name in still)
 
 
 @pytest.mark.parametrize("method", ["kd", "concurrent-hint"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from hintkd.backend import caffe_pb2
 from hintkd.stages import Stage, Weights
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torchcaffe
 from google.protobuf import text_format
+
+import torchcaffe
 from hintkd import surgery
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
 
 VARIED = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 17 dim: 23 } } }
-layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 4 kernel_h: 3 kernel_w: 5 stride: 2 pad: 1 pad: 2 } }
-layer { name: "b" type: "Convolution" bottom: "a" top: "b" convolution_param { num_output: 6 kernel_size: 3 dilation: 2 pad_h: 1 pad_w: 0 } }
+layer { name: "a" type: "Convolution" bottom: "data" top: "a"
+  convolution_param { num_output: 4 kernel_h: 3 kernel_w: 5 stride: 2 pad: 1 pad: 2 } }
+layer { name: "b" type: "Convolution" bottom: "a" top: "b"
+  convolution_param { num_output: 6 kernel_size: 3 dilation: 2 pad_h: 1 pad_w: 0 } }
 layer { name: "bn" type: "BatchNorm" bottom: "b" top: "b" }
 layer { name: "up" type: "Pooling" bottom: "b" top: "up" pooling_param { kernel_size: 2 stride: 2 } }
 layer { name: "down" type: "Pooling" bottom: "b" top: "down" pooling_param { kernel_size: 2 stride: 2 round_mode: FLOOR } }
-layer { name: "pad" type: "Pooling" bottom: "b" top: "pad" pooling_param { kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 3 pad_h: 1 pad_w: 1 } }
+layer { name: "pad" type: "Pooling" bottom: "b" top: "pad"
+  pooling_param { kernel_h: 3 kernel_w: 2 stride_h: 2 stride_w: 3 pad_h: 1 pad_w: 1 } }
 layer { name: "both" type: "Concat" bottom: "up" bottom: "up" top: "both" }
 layer { name: "sum" type: "Eltwise" bottom: "both" bottom: "both" top: "sum" }
 layer { name: "relu" type: "ReLU" bottom: "sum" top: "sum" }

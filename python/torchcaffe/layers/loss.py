@@ -198,6 +198,21 @@ class HingeLoss(PerItem):
         return (margin if p.norm == p.L1 else margin.square()).sum() / self.outer
 
 
+class _HalfSquares(torch.autograd.Function):
+    """Half the sum of (a - b)^2, in two passes over the blobs and one back; autograd's own formula takes three times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        difference = a - b
+        ctx.save_for_backward(difference)
+        return torch.linalg.vector_norm(difference).square() / 2
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        da = ctx.saved_tensors[0] * dy
+        return da, -da if ctx.needs_input_grad[1] else None
+
+
 @layer("EuclideanLoss")
 class EuclideanLoss(Loss):
     """Half the squared distance per item: sum((a - b)^2) / (2 N) for bottoms a, b of N items.
@@ -213,7 +228,7 @@ class EuclideanLoss(Loss):
         return super().top_shapes(a, b)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return F.mse_loss(a, b.reshape(a.shape), reduction="sum") / (2 * a.shape[0])
+        return _HalfSquares.apply(a, b.reshape(a.shape)) / a.shape[0]
 
 
 @layer("SigmoidCrossEntropyLoss")

@@ -1,0 +1,36 @@
+"""Freed memory stays with the process: a second large tensor costs no page faults."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torchcaffe import memory
+
+PROGRAM = """
+import resource, torch
+from torchcaffe import memory
+
+def faults():
+    [torch.empty(2**20).fill_(1) for _ in range(16)]        # 64 MiB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.empty(2**20).fill_(1) for _ in range(16)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(int(memory.keep_freed()), faults())
+"""
+
+
+def test_large_tensors_reuse_memory_once_malloc_is_told():
+    environment = {**os.environ, "PYTHONPATH": str(Path(memory.__file__).parents[1])}
+    told, faults = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True).stdout.split()
+    if told == "0":
+        pytest.skip("this C library has no mallopt, or the environment sets it")
+    assert int(faults) < 1600                               # of 16,384 pages
+
+
+def test_a_user_s_own_setting_is_left_alone(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not memory.keep_freed()

@@ -38,7 +38,11 @@ class Node:
         if shapes == self.seen_shapes and not self.layer.reshapes_itself:
             return
         for name, blob, shape in zip(self.top_names, self.tops, self.layer.top_shapes(*shapes), strict=True):
-            blob.reshape(*check_shape(shape, f"layer '{self.layer.name}' ({self.layer.type}), top '{name}'"))
+            try:
+                dims = check_shape(shape, f"layer '{self.layer.name}' ({self.layer.type}), top '{name}'")
+            except CaffeError as error:
+                raise CaffeError(str(error), layer=self.layer.name) from None
+            blob.reshape(*dims)
         self.seen_shapes = shapes
         self.write_loss_weights()
 
@@ -108,13 +112,13 @@ class _Builder:
         own = caffe_pb2.LayerParameter()
         own.CopyFrom(message)
         if not own.HasField("phase"):
-            own.phase = self.context.phase
+            own.MergeFrom(caffe_pb2.LayerParameter(phase=caffe_pb2.Phase.Name(self.context.phase)))
         layer = LAYERS[message.type](own, self.context)
         layer.require(not message.propagate_down or len(message.propagate_down) == len(message.bottom),
                       f"{len(message.propagate_down)} propagate_down for {len(message.bottom)} bottoms; write one for each or none")
         bottoms, bottom_need = [], []
         for i, name in enumerate(message.bottom):
-            layer.require(name in self.available, f"unknown bottom blob '{name}': no earlier layer has such a top, or another layer uses it up")
+            layer.require(name in self.available, f"unknown bottom blob '{name}': no earlier layer has such a top, or one uses it up")
             self.available.discard(name)
             blob = self.graph.blobs[name]
             bottoms.append(blob)
@@ -201,7 +205,7 @@ class _Builder:
         first = learnable[owner]
         permissive = spec.share_mode == caffe_pb2.ParamSpec.PERMISSIVE
         same = blob.count == first.blob.count if permissive else blob.shape == first.blob.shape
-        layer.require(same, f"shares parameter '{spec.name}' of layer '{first.layer}' with shape {blob.shape}, but it has {first.blob.shape}"
+        layer.require(same, f"shares parameter '{spec.name}' of layer '{first.layer}' with shape {blob.shape}, there {first.blob.shape}"
                       + ("" if permissive else "; equal shapes are needed unless share_mode is PERMISSIVE"))
         for attr, wrote in (("lr_mult", "wrote_lr"), ("decay_mult", "wrote_decay")):
             if spec.HasField(attr):

@@ -103,7 +103,5 @@ def set_state(param: caffe_pb2.NetParameter, phase: int, level: int = 0, stages:
     """A copy of `param` whose state is what pycaffe's Net() arguments say."""
     result = caffe_pb2.NetParameter()
     result.CopyFrom(param)
-    result.state.phase = phase
-    result.state.level = level
-    result.state.stage.extend(stages or [])
+    result.state.MergeFrom(caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase), level=level, stage=stages or []))
     return result

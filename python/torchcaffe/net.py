@@ -7,7 +7,8 @@ programs use step.py instead, which runs a whole iteration as one function of th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,8 @@ class Net:
     def _build(self, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> None:
         self.source, self.phase = source, param.state.phase
         self.context = Context(param.state.phase, streams, settings.device(), settings.dtype())
-        try:
+        with self.located():
             self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
-        except CaffeError as error:
-            line = prototxt.layer_line(source, error.layer) if error.layer else None
-            raise CaffeError(f"{source}:{line}: {error}" if line else f"{source}: {error}", layer=error.layer) from None
         self.name = self.graph.name
         self.blobs: OrderedDict[str, Blob] = OrderedDict(self.graph.blobs)
         self.layers: list[Layer] = [node.layer for node in self.graph.nodes]
@@ -80,6 +78,17 @@ class Net:
         self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
         self._differentiable = False
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Add file and line to what a layer complains about."""
+        try:
+            yield
+        except CaffeError as error:
+            if error.layer is None:
+                raise
+            line = prototxt.layer_line(self.source, error.layer)
+            raise CaffeError(f"{self.source}:{line}: {error}" if line else f"{self.source}: {error}") from None
 
     # -- looking at it ---------------------------------------------------------------------------------------------
     @property
@@ -175,7 +184,8 @@ class Net:
     def _backward(self, start: int, end: int) -> None:
         """Run backward from layer index start down to end.  Blob diffs are overwritten, parameter diffs added to."""
         if not self._differentiable:
-            check_differentiable(self.graph)
+            with self.located():
+                check_differentiable(self.graph)
             self._differentiable = True
         for index in range(start, end - 1, -1):
             self._call("before_backward", index)
@@ -245,9 +255,10 @@ class Net:
     # -- shapes and inputs -------------------------------------------------------------------------------------------
     def reshape(self) -> None:
         """Pass the shapes of the input blobs through all layers, after inputs were reshaped."""
-        for node in self.graph.nodes:
-            if node.layer.type != "Input":
-                node.reshape()
+        with self.located():
+            for node in self.graph.nodes:
+                if node.layer.type != "Input":
+                    node.reshape()
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Give the MemoryData layer, which must be the first layer, its records (float32, 4-D) and labels."""
@@ -316,7 +327,8 @@ class Net:
             layer.require(len(theirs.blobs) == len(layer.blobs),
                           f"has {len(layer.blobs)} parameter(s) here and {len(theirs.blobs)} in the net it shares with")
             for blob, source in zip(layer.blobs, theirs.blobs, strict=True):
-                layer.require(blob.shape == source.shape, f"has a parameter of shape {blob.shape} here and {source.shape} in the net it shares with")
+                layer.require(blob.shape == source.shape,
+                              f"has a parameter of shape {blob.shape} here and {source.shape} in the net it shares with")
                 blob.share_data(source)
         for node in self.graph.nodes:
             node.layer.bind(node.param_need)

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcaffe import continuation, formats, graph, log, policies, settings, step, updates
+from torchcaffe import continuation, formats, graph, log, policies, settings, updates
 from torchcaffe.build import Learnable
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt, upgrade
+from torchcaffe.step import Program, why_not
 from torchcaffe.streams import Streams
 
 Hook = Callable[[], object]
@@ -39,6 +40,8 @@ class Solver:
         self.source = str(solver_file)
         self.param = param or prototxt.read_solver(solver_file)
         self.rule = rule or self.rule
+        if self.param.iter_size < 1:
+            raise CaffeError(f"{self.source}: iter_size is {self.param.iter_size}; it must be at least 1")
         try:
             policies.check_policy(self.param)
             updates.check_rule(self.param, self.rule)
@@ -60,7 +63,7 @@ class Solver:
         self.histories = [[torch.zeros_like(item.blob.data_slot.value()) for item in self.learnable] for _ in range(count)]
         self._losses: deque[Tensor | float] = deque(maxlen=max(1, self.param.average_loss))
         self._callbacks: list[tuple[Hook, Hook]] = []
-        self._programs: dict[int, step.Program | None] = {}
+        self._programs: dict[int, Program | None] = {}
         self._request = ""
         self._display_mark = (time.monotonic(), 0)
 
@@ -80,7 +83,7 @@ class Solver:
         more = len(p.test_iter) - len(named)
         if more < 0 or (more > 0 and generic is None):
             raise CaffeError(f"{self.source}: {len(p.test_iter)} test_iter for {len(named)} test net(s); write one for each test net")
-        sources = named + [generic] * more
+        sources = named + ([] if generic is None else [generic] * more)
         if p.test_state and len(p.test_state) != len(sources):
             raise CaffeError(f"{self.source}: {len(p.test_state)} test_state for {len(sources)} test net(s); write one for each or none")
         if sources and p.test_interval <= 0:
@@ -97,7 +100,7 @@ class Solver:
             param, name = prototxt.read_net(source), source
         else:
             param, name = upgrade.upgrade_net(source), self.source
-        state = caffe_pb2.NetState(phase=phase)
+        state = caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase))
         state.MergeFrom(param.state)
         for extra in states:
             state.MergeFrom(extra)
@@ -158,13 +161,13 @@ class Solver:
         """Call the first before each iteration and the second between backward and update."""
         self._callbacks.append((on_start, on_gradients_ready))
 
-    def _program(self, net: Net) -> step.Program | None:
+    def _program(self, net: Net) -> Program | None:
         """The net as one function, or None where it runs layer by layer; decided once."""
         if id(net) not in self._programs:
-            reason = "debug_info is on" if self.param.debug_info else step.why_not(net)
+            reason = "debug_info is on" if self.param.debug_info else why_not(net)
             if self.fast and reason:
                 log.info(f"{net.source} runs layer by layer: {reason}", "step.py:1")
-            self._programs[id(net)] = step.Program(net) if self.fast and not reason else None
+            self._programs[id(net)] = Program(net) if self.fast and not reason else None
         return self._programs[id(net)]
 
     def _forward(self, net: Net) -> float:
@@ -314,7 +317,8 @@ class Solver:
         state = formats.read_state(state_file)
         count = sum(len(slot) for slot in self.histories)
         if len(state.history) != count:
-            raise CaffeError(f"{state_file}: {len(state.history)} history blobs, but {self.source} needs {count}; it belongs to another net or solver")
+            raise CaffeError(f"{state_file}: {len(state.history)} history blobs, but {self.source} needs {count}; "
+                             "it belongs to another net or solver")
         if state.learned_net:
             recorded, beside = Path(state.learned_net), Path(state_file).parent / Path(state.learned_net).name
             self.net.copy_from(recorded if recorded.exists() else beside)

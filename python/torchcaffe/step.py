@@ -15,7 +15,7 @@ from torch import Tensor
 from torchcaffe.build import Graph, Node, check_differentiable
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.python import PythonLayer
-from torchcaffe.net import Net
+from torchcaffe.net import TRAIN, Net
 
 Tops = Tensor | Sequence[Tensor]
 FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, so ReLU may overwrite it
@@ -54,8 +54,9 @@ class Program:
 
     def __init__(self, net: Net):
         self.net, self.graph = net, net.graph
-        if net.phase == 0:
-            check_differentiable(net.graph)
+        if net.phase == TRAIN:
+            with net.located():
+                check_differentiable(net.graph)
         self.operations = _plan(net.graph)
         self.tops: dict[str, Tensor] = {}
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]

@@ -13,7 +13,8 @@ def conv(name, bottom, channels, stride=1, relu=True):
     """Convolution, BatchNorm, Scale and ReLU in Caffe's usual in-place pattern."""
     text = f"""
     layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}"
-      convolution_param {{ num_output: {channels} kernel_size: 3 pad: 1 stride: {stride} bias_term: false weight_filler {{ type: "msra" }} }} }}
+      convolution_param {{ num_output: {channels} kernel_size: 3 pad: 1 stride: {stride} bias_term: false
+        weight_filler {{ type: "msra" }} }} }}
     layer {{ name: "{name}_bn" type: "BatchNorm" bottom: "{name}" top: "{name}" }}
     layer {{ name: "{name}_scale" type: "Scale" bottom: "{name}" top: "{name}" scale_param {{ bias_term: true }} }}"""
     return text + (f'layer {{ name: "{name}_relu" type: "ReLU" bottom: "{name}" top: "{name}" }}' if relu else "")
@@ -61,7 +62,8 @@ def write_solver(folder, net, **fields):
     lines = []
     for key, value in settings.items():
         for v in value if isinstance(value, list) else [value]:
-            lines.append(f'{key}: "{v}"' if isinstance(v, str) and not v.isupper() else f"{key}: {str(v).lower() if isinstance(v, bool) else v}")
+            text = str(v).lower() if isinstance(v, bool) else str(v)
+            lines.append(f'{key}: "{v}"' if isinstance(v, str) and not v.isupper() else f"{key}: {text}")
     path = folder / "solver.prototxt"
     path.write_text("\n".join(lines))
     return str(path)

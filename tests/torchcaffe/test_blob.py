@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+
 from torchcaffe.blob import Blob, check_shape
 from torchcaffe.errors import CaffeError
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+
 import torchcaffe as caffe
 from nets import feed, parameters, resnet8, write_solver
 

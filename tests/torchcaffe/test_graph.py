@@ -1,5 +1,6 @@
 """Filtering by state and inserted splits, as Caffe does them."""
 import pytest
+
 from torchcaffe import CaffeError, graph
 from torchcaffe.proto import caffe_pb2, prototxt
 

@@ -1,6 +1,7 @@
 """pycaffe's Net: partial passes, hooks, sharing, weights in and out, errors with file and line."""
 import numpy as np
 import pytest
+
 import torchcaffe as caffe
 from nets import MLP, feed, parameters, resnet8
 

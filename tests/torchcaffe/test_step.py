@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+
 import torchcaffe as caffe
 from nets import MLP, feed, parameters, resnet8, write_solver
 
@@ -92,7 +93,8 @@ def with_python_layer(name):
                 python_param {{ module: "test_step" layer: "{name}" }} }}"""
     if name == "Doubler":
         extra = extra.replace("param { lr_mult: 0 decay_mult: 0 }", "")
-    return MLP.replace('layer { name: "loss"', extra + 'layer { name: "loss"').replace('bottom: "ip2" bottom: "label"', 'bottom: "d" bottom: "label"')
+    text = MLP.replace('layer { name: "loss"', extra + 'layer { name: "loss"')
+    return text.replace('bottom: "ip2" bottom: "label"', 'bottom: "d" bottom: "label"')
 
 
 def test_a_python_layer_without_a_torch_form_sends_the_net_layer_by_layer(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """The one place that chooses a `caffe`, and the only door to torchcaffe.
 
-A stage runs on whatever module `load_caffe` returns: torchcaffe, or a real Caffe in its own interpreter.  Prototxts and weight files are read
-and written here through torchcaffe, also for stages that a real Caffe will run.  Importing this module imports neither, so that the
-stage program starts in an interpreter that has numpy alone beside its caffe.
+A stage runs on whatever module `load_caffe` returns: torchcaffe, or a real Caffe in its own interpreter.  Prototxts and weight files
+are read and written here through torchcaffe, also for stages that a real Caffe will run.  Importing this module imports neither, so
+that the stage program starts in an interpreter that has numpy alone beside its caffe.
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import os
 
     import numpy as np
+
     from torchcaffe.proto import caffe_pb2 as caffe_pb2
 
 BACKENDS = ("torchcaffe", "caffe")
@@ -63,6 +64,21 @@ def environment(backend: str, device: str) -> dict[str, str]:
     return found
 
 
+def has_gpu() -> bool:
+    """Whether torchcaffe can run on a GPU here."""
+    import torch
+    return torch.cuda.is_available()
+
+
+def require_gpu(number: int) -> None:
+    """Raise UserError where torchcaffe has no GPU of this number."""
+    caffe = load_caffe("torchcaffe")
+    with user_errors():
+        caffe.set_device(number)
+        caffe.set_mode_gpu()
+    caffe.set_mode_cpu()
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn what torchcaffe says about bad input into hintkd's UserError."""
@@ -94,10 +110,16 @@ def write_text(message: Any) -> str:
 
 
 def read_weights(path: str | os.PathLike[str]) -> list[tuple[str, list[np.ndarray]]]:
-    """(layer name, its blobs) of a .caffemodel or .caffemodel.h5 file, in the file's order.  Raises UserError naming the file."""
+    """(layer name, its blobs) of a .caffemodel or .caffemodel.h5 file, in the file's order, without layers that have none.
+
+    Raises UserError naming the file if it is none, or has shared weights in a form that leaves some out.
+    """
     from torchcaffe import formats
     with user_errors():
-        return formats.read_weights(path)
+        found = formats.read_weights(path)
+    if any(blob is None for _, blobs in found for blob in blobs):
+        raise UserError(f"{path}: holds shared weights once only; give them as a .caffemodel, which holds them for every layer")
+    return [(name, [blob for blob in blobs if blob is not None]) for name, blobs in found if blobs]
 
 
 def write_weights(path: str | os.PathLike[str], layers: Iterable[tuple[str, Sequence[np.ndarray]]]) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
 from hintkd.executor import Interpreter, run_folder
-from hintkd.run_stage import read_json, write_json
-from hintkd.runner import Plan, Task, ranks, write_file
+from hintkd.files import read_json, write_file, write_json
+from hintkd.runner import Plan, Task, ranks
 
 PROBE_S = 0.5                               # how long each net is measured, seconds, beside its construction
 EXTRA_BYTES = 500_000                       # of a stage's log and prototxts, about
@@ -53,7 +53,7 @@ def estimate(plan: Plan, executor: Any, jobs: int, interpreter: Interpreter, dev
     most = kept + jobs * max((4 * costs[net_digest(task)].weights_bytes for task in tasks), default=0)     # snapshots of stages that run
     free = shutil.disk_usage(".").free
     if most > free:
-        raise UserError(f"the run needs about {most / 1e9:.1f} GB of disk in {Path.cwd()} and there are {free / 1e9:.1f} GB: make room first")
+        raise UserError(f"the run needs about {most / 1e9:.1f} GB of disk in {Path.cwd()}, where {free / 1e9:.1f} GB are free: make room")
     return Estimate(seconds, makespan(plan, seconds, jobs), most)
 
 
@@ -65,7 +65,7 @@ def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int)
         costs = {}
         for digest, future in futures.items():
             future.result()
-            found = read_json(str(folders[digest] / "result.json"))
+            found = read_json(folders[digest] / "result.json")
             costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"])
     return costs
 
@@ -78,7 +78,6 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
     try:
         for digest, task in tasks.items():
             folder = folders[digest] = root / digest[:12]
-            folder.mkdir(parents=True)
             solver = caffe_pb2.SolverParameter()
             solver.CopyFrom(task.stage.solver)
             for name in ("display", "snapshot", "test_iter", "test_interval", "test_initialization"):
@@ -87,7 +86,7 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
             solver.solver_mode = solver.GPU if setting.device == "gpu" else solver.CPU
             write_file(folder / "net.prototxt", write_text(task.stage.net))
             write_file(folder / "solver.prototxt", write_text(solver))
-            write_json(str(folder / "stage.json"), {
+            write_json(folder / "stage.json", {
                 "program": "probe", "title": task.stage.title, "backend": setting.backend, "device": setting.device, "device_id": device_id,
                 "threads": setting.threads, "fast": True, "seconds": PROBE_S, "test_iter": sum(task.stage.solver.test_iter)})
         yield folders
@@ -110,7 +109,7 @@ def duration(task: Task, cost: Cost) -> float:
 def left(task: Task) -> float:
     """The share of a task that is still to be done, by its last snapshot."""
     with suppress(OSError, ValueError, KeyError):
-        return 1 - read_json(str(task.folder / "progress.json"))["iteration"] / task.iterations
+        return 1 - read_json(task.folder / "progress.json")["iteration"] / task.iterations
     return 1.0
 
 
@@ -125,11 +124,14 @@ def makespan(plan: Plan, seconds: dict[str, float], jobs: int) -> float:
     ends: dict[str, float] = {}
     free = [0.0] * jobs
     todo = [task for task in plan.tasks.values() if task.key in seconds]
+
+    def ready_at(task: Task) -> float:
+        return max((ends.get(source, 0.0) for source in task.sources), default=0.0)
+
     while todo:
         ready = [task for task in todo if all(source in ends or source not in seconds for source in task.sources)]
-        task = min(ready, key=lambda task: (max((ends.get(source, 0.0) for source in task.sources), default=0.0) > free[0], -rank[task.key]))
-        start = max(heapq.heappop(free), *(ends.get(source, 0.0) for source in task.sources), 0.0)
-        ends[task.key] = start + seconds[task.key]
+        task = min(ready, key=lambda task: (max(ready_at(task), free[0]), -rank[task.key]))
+        ends[task.key] = max(heapq.heappop(free), ready_at(task)) + seconds[task.key]
         heapq.heappush(free, ends[task.key])
         todo.remove(task)
     return max(ends.values(), default=0.0)

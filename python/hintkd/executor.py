@@ -1,8 +1,8 @@
 """Where stages run: an executor with concurrent.futures' interface, and the processes behind it.
 
-`run_folder` is what an executor is given: it hands a stage folder to a stage program that the calling thread keeps for many
-stages, because starting one costs seconds.  A thread pool of `jobs` threads is therefore all that a local executor is, and a dask.distributed client
-whose workers see the same workspace can take its place.  The stage programs die with the process that started them.
+`run_folder` is what an executor is given: it hands a stage folder to a stage program that the calling thread keeps for many stages,
+because starting one costs seconds.  A thread pool of `jobs` threads is therefore all that a local executor is, and a dask.distributed
+client whose workers see the same workspace can take its place.  The stage programs die with the process that started them.
 """
 from __future__ import annotations
 
@@ -44,14 +44,16 @@ class Interpreter:
             ours = os.path.join(self.workspace, "runs", "path")
             link_alone(package, Path(ours))
         count = str(self.threads)
-        return {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count,
-                "PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH", "")]))}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
+        path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, **threads, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path}
 
     def require_caffe(self) -> str:
         """The version of the caffe that this interpreter imports.  Raises UserError if it cannot."""
         code = "from hintkd.backend import engine; print(engine('caffe'))"
         try:
-            done = subprocess.run([self.python, "-c", code], cwd=self.workspace, env=self.environment(), capture_output=True, text=True, check=False)
+            done = subprocess.run([self.python, "-c", code], cwd=self.workspace, env=self.environment(), capture_output=True, text=True,
+                                  check=False)
         except OSError as error:
             raise UserError(f"--caffe-python {self.python}: {error.strerror}") from None
         if done.returncode:

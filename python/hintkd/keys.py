@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -73,7 +74,7 @@ class Keys:
             source = self.key(weights.source) if isinstance(weights.source, Stage) else f"file {file_digest(weights.source)}"
             parts[f"weights[{index}]"] = [source, weights.prefix, weights.layers and list(weights.layers)]
         parts["drop"] = list(stage.drop)
-        parts.update((name, value) for name, value in flatten(stage.solver, "solver") if name.split(".")[1].split("[")[0] not in NOT_DECIDING)
+        parts.update((name, value) for name, value in flatten(stage.solver, "solver") if re.split(r"[.[]", name)[1] not in NOT_DECIDING)
         for name, value in flatten(stage.net, "net"):
             if name == "net.name":
                 continue

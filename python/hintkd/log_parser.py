@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import List, Tuple
 
 PREFIX = re.compile(r"^[IWEF](?P<date>\d{4}|\d{8}) (?P<clock>\d\d:\d\d:\d\d(?:\.\d+)?)\s+\d+ (?P<where>[^\s\]]+:\d+)\] ?(?P<rest>.*)$")
 NUMBER = r"([-+]?(?:nan|inf|[\d.]+(?:e[-+]?\d+)?))"
@@ -19,7 +20,7 @@ OUTPUT = re.compile(rf"^\s*(Train|Test) net output #(\d+): (\S+) = {NUMBER}", re
 START = re.compile(r"^Stage \S+ starts at iteration (\d+)")
 START_LINE = "Stage {} starts at iteration {}"             # what the stage program writes when it starts or resumes
 
-Curve = list                                                # of (iteration, value), by rising iteration; an alias that Python 3.8 can read
+Curve = List[Tuple[int, float]]                             # (iteration, value), by rising iteration
 MARKS = 12                                                  # displays over which a rate is taken
 
 

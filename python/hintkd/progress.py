@@ -22,10 +22,10 @@ class Bars:
     seconds    its expected duration; the bar for everything counts these
     """
 
-    def __init__(self, console: Console, label: Callable[[Task], str], seconds: Callable[[Task], float], jobs: int):
-        self.console, self.label, self.seconds, self.jobs = console, label, seconds, jobs
-        self.bars = Progress(TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[note]}"),
-                             console=console, disable=not console.is_terminal, transient=True)
+    def __init__(self, console: Console, label: Callable[[Task], str], seconds: Callable[[Task], float]):
+        self.console, self.label, self.seconds = console, label, seconds
+        self.bars = Progress(TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
+                             TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal, transient=True)
         self.shown: dict[str, tuple[TaskID, Tail, Task]] = {}
         self.total = self.ended = 0
         self.spent = 0.0                                     # expected seconds of the tasks that ended
@@ -63,9 +63,10 @@ class Bars:
 
     def _overall(self) -> str:
         """Stages done, and the time left at the speed so far."""
-        bar = self.bars.tasks[0]
-        left = f"  {clock(bar.remaining / bar.completed * bar.elapsed)} left" if bar.completed and bar.elapsed and bar.remaining is not None else ""
-        return f"{self.ended} / {self.total} stages{left}"
+        bar, text = self.bars.tasks[0], f"{self.ended} / {self.total} stages"
+        if bar.completed and bar.elapsed and bar.remaining is not None:
+            text += f"  {clock(bar.remaining / bar.completed * bar.elapsed)} left"
+        return text
 
     def finished(self, task: Task) -> None:
         wall = task.result()["wall_s"]

@@ -5,8 +5,8 @@
 
 A folder says all that decides its outcome: solver.prototxt, net.prototxt, stage.json and, if it starts from weights,
 init.caffemodel.  The program leaves log.txt (Caffe's own log), the final snapshot and, last, result.json: a stage is finished if and
-only if that file is there.  Killed at any moment and started again, a stage ends with the same bytes on torchcaffe; a real Caffe starts its data at row 0
-again when it restores, so there the stage starts again.  Who runs when, and with which weights, is the runner's business.
+only if that file is there.  Killed at any moment and started again, a stage ends with the same bytes on torchcaffe; a real Caffe
+starts its data at row 0 when it restores, so there the stage starts again.  Which stage runs when is the runner's business.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ import numpy as np
 
 from hintkd.backend import environment, load_caffe
 from hintkd.errors import UserError
+from hintkd.files import read_json, write_json, written
 from hintkd.log_parser import START_LINE, parse
 
 KEPT = 2                                    # snapshots that stay while a stage runs: one may turn out to be unusable
@@ -73,7 +74,7 @@ def solve(folder: str, stage: dict[str, Any]) -> dict[str, Any]:
     solver.solve()                          # Caffe's own end of a run: the last snapshot, one more forward pass, one more test
     del solver
     final = snapshot(folder, total, "caffemodel")
-    outputs = measure(caffe, folder, final, stage["test_iter"])
+    outputs = measure(caffe, folder, final, stage)
     prune(folder, 1)
     return {"schema": 1, "title": stage["title"], "key": stage["key"], "iterations": total, "outputs": outputs,
             "weights": os.path.basename(final), "wall_s": spent + time.time() - clock, "started": progress["started"], "finished": now(),
@@ -136,8 +137,8 @@ def begin(caffe: Any, folder: str, stage: dict[str, Any], found: dict[str, str])
         changed = [f"{name} {progress['environment'].get(name)} -> {value}" for name, value in sorted(found.items())
                    if name != "python" and progress["environment"].get(name) != value]
         if changed and not stage["inexact"]:
-            raise StageFailed(f"{folder} was begun with other numerics ({', '.join(changed)}), so that the run could not end with the same bytes: "
-                              "delete the folder to start the stage again, or give --inexact to go on all the same")
+            raise StageFailed(f"{folder} was begun with other numerics ({', '.join(changed)}), so that it could not end with the same "
+                              "bytes: delete the folder to start the stage again, or give --inexact to go on all the same")
         progress.update(inexact=progress["inexact"] or bool(changed), resumed=progress["resumed"] + 1)
         for state in snapshots(folder):
             solver = new_solver(exact=not changed)
@@ -175,25 +176,31 @@ def require_finite(solver: Any, folder: str) -> None:
         raise StageFailed(f"the training diverged {when}: {bad[0]} is not a finite number (see {folder}/log.txt)")
 
 
-def measure(caffe: Any, folder: str, weights: str, test_iter: int) -> dict[str, float]:
-    """Every output of the TEST net with these weights, averaged over `test_iter` batches; none for a net that is not tested.
+def measure(caffe: Any, folder: str, weights: str, stage: dict[str, Any]) -> dict[str, float]:
+    """Every output of the TEST net with these weights, averaged over test_iter batches; none for a net that is not tested.
 
-    An output of several elements gives name, name[1], name[2] ...  Raises StageFailed if one is not finite.
+    An output of several elements gives name, name[1], name[2] ...  The blobs that the stage names as class scores and labels are kept
+    in predictions.npz.  Raises StageFailed if an output is not finite.
     """
-    if not test_iter:
+    if not stage["test_iter"]:
         return {}
     net = caffe.Net(os.path.join(folder, "net.prototxt"), caffe.TEST)
     net.copy_from(weights)
     sums: dict[str, float] = {}
-    for _ in range(test_iter):
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in stage["predictions"]}
+    for _ in range(stage["test_iter"]):
         for name, value in net.forward().items():
             for index, element in enumerate(np.asarray(value, dtype=np.float64).flat):
                 label = f"{name}[{index}]" if index else name
                 sums[label] = sums.get(label, 0.0) + element
+        for name, batches in kept.items():
+            batches.append(np.array(net.blobs[stage["predictions"][name]].data))
     bad = [name for name, total in sums.items() if not np.isfinite(total)]
     if bad:
         raise StageFailed(f"the test output {bad[0]} of {weights} is not a finite number (see {folder}/log.txt)")
-    return {name: float(total / test_iter) for name, total in sums.items()}
+    if kept:
+        write_arrays(os.path.join(folder, "predictions.npz"), {name: np.concatenate(batches) for name, batches in kept.items()})
+    return {name: float(total / stage["test_iter"]) for name, total in sums.items()}
 
 
 def advance(solver: Any, iterations: int) -> None:
@@ -254,20 +261,10 @@ def drop(state: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- files
 
-def read_json(path: str) -> Any:
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
-
-
-def write_json(path: str, content: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    part = f"{path}.{os.getpid()}.part"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write a .npz file that appears whole or not at all."""
+    with written(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def now() -> str:
@@ -314,7 +311,7 @@ def answer(folder: str) -> dict[str, Any]:
         run(folder)
     except UserError as error:
         return {"folder": folder, "error": str(error)}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
         return {"folder": folder, "error": f"{type(error).__name__}: {error} (see {folder}/log.txt)"}
     return {"folder": folder, "error": None}
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import queue
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +20,8 @@ import numpy as np
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import UserError
 from hintkd.executor import Interpreter, run_folder
+from hintkd.files import read_json, write_file, write_json, written
 from hintkd.keys import Keys, Setting
-from hintkd.run_stage import read_json, write_json
 from hintkd.stages import Stage
 
 STAGES = Path("runs/stages")                # relative to the workspace, which is the current directory
@@ -56,7 +54,7 @@ class Task:
 
     def result(self) -> dict[str, Any]:
         """What the stage program says of the finished stage."""
-        return read_json(str(self.folder / "result.json"))
+        return read_json(self.folder / "result.json")
 
 
 class Plan:
@@ -171,10 +169,12 @@ class Runner:
     def _stage_json(self, task: Task, setting: Setting) -> dict[str, Any]:
         """What the stage program is told beside the prototxts."""
         solver = task.stage.solver
+        accuracy = next((layer for layer in task.stage.net.layer if layer.type == "Accuracy"), None)
+        predictions = {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
         return {"schema": 1, "title": task.stage.title, "key": task.key, "program": task.stage.program, "iterations": task.iterations,
                 "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter),
-                "backend": setting.backend, "device": setting.device, "device_id": self.device_id, "threads": setting.threads,
-                "precision": setting.precision, "fast": True, "inexact": self.inexact}
+                "predictions": predictions, "backend": setting.backend, "device": setting.device, "device_id": self.device_id,
+                "threads": setting.threads, "precision": setting.precision, "fast": True, "inexact": self.inexact}
 
 
 def ranks(plan: Plan, seconds: Callable[[Task], float]) -> dict[str, float]:
@@ -195,7 +195,6 @@ def write_folder(task: Task, plan: Plan, stage_json: dict[str, Any]) -> None:
     Writing it again changes nothing, so that it may be written while another process runs the stage.
     """
     folder = task.folder
-    folder.mkdir(parents=True, exist_ok=True)
     solver = caffe_pb2.SolverParameter()
     solver.CopyFrom(task.stage.solver)
     solver.net, solver.snapshot_prefix = str(folder / "net.prototxt"), str(folder / "snapshot")
@@ -203,8 +202,8 @@ def write_folder(task: Task, plan: Plan, stage_json: dict[str, Any]) -> None:
     solver.device_id = stage_json["device_id"]
     write_file(folder / "net.prototxt", write_text(task.stage.net))
     write_file(folder / "solver.prototxt", write_text(solver))
-    write_json(str(folder / "key.json"), {"key": task.key, "parts": plan.keys.parts(task.stage)})
-    write_json(str(folder / "stage.json"), stage_json)
+    write_json(folder / "key.json", {"key": task.key, "parts": plan.keys.parts(task.stage)})
+    write_json(folder / "stage.json", stage_json)
     if task.stage.weights_in and not (folder / "init.caffemodel").exists():
         write_weights(folder / "init.caffemodel", compose(task, plan).items())
 
@@ -212,8 +211,8 @@ def write_folder(task: Task, plan: Plan, stage_json: dict[str, Any]) -> None:
 def compose(task: Task, plan: Plan) -> dict[str, list[np.ndarray]]:
     """The weights a stage starts from: layer -> blobs, chosen and renamed as its weights_in say.
 
-    Raises UserError where a source lacks a layer that is asked for, or that the net has under the source's prefix with its parameters fixed in
-    writing: it would keep random weights, as in Caffe, and never learn.
+    Raises UserError where a source lacks a layer that is asked for, or that the net has under the source's prefix with its parameters
+    fixed in writing: it would keep random weights, as in Caffe, and never learn.
     """
     layers: dict[str, list[np.ndarray]] = {}
     for weights in task.stage.weights_in:
@@ -231,7 +230,7 @@ def compose(task: Task, plan: Plan) -> dict[str, list[np.ndarray]]:
 def keep_weights(task: Task) -> None:
     """Write the weights out: the final snapshot without what the stage leaves behind."""
     layers = read_weights(task.folder / task.result()["weights"])
-    write_weights(task.weights, [(name, blobs) for name, blobs in layers if blobs and task.stage.keeps(name)])
+    write_weights(task.weights, [(name, blobs) for name, blobs in layers if task.stage.keeps(name)])
 
 
 def test_net(stage: Stage) -> caffe_pb2.NetParameter:
@@ -249,29 +248,9 @@ def test_net(stage: Stage) -> caffe_pb2.NetParameter:
 
 def publish_weights(task: Task, path: Path) -> None:
     """Copy the weights out to PATH.caffemodel, and the net they are tested in to PATH.prototxt."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path.with_name(path.name + ".prototxt"), write_text(test_net(task.stage)))
     with written(path.with_name(path.name + ".caffemodel")) as part:
-        shutil.copyfile(task.weights, part)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    with written(path) as part:
-        part.write_text(text)
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when it is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        part.write_bytes(task.weights.read_bytes())
 
 
 def known_parts(folder: Path) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from hintkd import keys
 from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
@@ -51,7 +51,8 @@ def test_what_decides_the_outcome_changes_the_key_and_is_named(changed: Stage, t
     assert told in differences(known, Keys(SETTING).parts(changed))
 
 
-@pytest.mark.parametrize("changes", [{"backend": "caffe"}, {"engine": "torchcaffe 1 numeric 2"}, {"device": "gpu"}, {"threads": 2}, {"precision": "fp16"}])
+@pytest.mark.parametrize("changes", [{"backend": "caffe"}, {"engine": "torchcaffe 1 numeric 2"}, {"device": "gpu"}, {"threads": 2},
+                                     {"precision": "fp16"}])
 def test_the_setting_is_part_of_the_key(changes: dict) -> None:
     stage = Stage("a", tiny.net(), tiny.solver())
     other = replace(SETTING, **changes)
@@ -137,4 +138,5 @@ def test_flatten_names_every_field_that_is_set() -> None:
                                        convolution_param={"num_output": 3, "kernel_size": [3, 1]})
     assert dict(flatten(message, "l")) == {
         "l.name": "conv", "l.type": "Convolution", "l.phase": "TEST", "l.param[0]": {}, "l.param[1]": {}, "l.param[1].lr_mult": 2.0,
-        "l.convolution_param": {}, "l.convolution_param.num_output": 3, "l.convolution_param.kernel_size[0]": 3, "l.convolution_param.kernel_size[1]": 1}
+        "l.convolution_param": {}, "l.convolution_param.num_output": 3, "l.convolution_param.kernel_size[0]": 3,
+        "l.convolution_param.kernel_size[1]": 1}

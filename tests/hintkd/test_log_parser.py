@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,9 @@ def test_every_number_that_c_prints_is_read(value: str) -> None:
 
 
 def test_elements_of_an_output_and_second_test_nets_have_names_of_their_own() -> None:
-    log = parse(line("Iteration 5, Testing net (#0)") + line("    Test net output #0: acc = 0.5") + line("    Test net output #1: per_class = 0.25")
-                + line("    Test net output #2: per_class = 0.75") + line("Iteration 5, Testing net (#1)") + line("    Test net output #0: acc = 1"))
+    lines = ["Iteration 5, Testing net (#0)", "    Test net output #0: acc = 0.5", "    Test net output #1: per_class = 0.25",
+             "    Test net output #2: per_class = 0.75", "Iteration 5, Testing net (#1)", "    Test net output #0: acc = 1"]
+    log = parse("".join(map(line, lines)))
     assert log.test == {"acc": [(5, 0.5)], "per_class": [(5, 0.25)], "per_class[1]": [(5, 0.75)], "net1/acc": [(5, 1.0)]}
 
 
@@ -77,7 +79,8 @@ def test_a_run_that_starts_again_from_nothing_is_seen_without_a_start_line() -> 
 
 
 def test_new_year_does_not_turn_time_back() -> None:
-    log = parse("I1231 23:59:59.000000 1 solver.cpp:1] Iteration 0, loss = 1\nI0101 00:00:01.000000 1 solver.cpp:1] Iteration 1, loss = 1\n")
+    log = parse("I1231 23:59:59.000000 1 solver.cpp:1] Iteration 0, loss = 1\n"
+                "I0101 00:00:01.000000 1 solver.cpp:1] Iteration 1, loss = 1\n")
     assert log.seconds == 0
 
 
@@ -114,7 +117,7 @@ def test_what_was_written_is_read_back(run: tuple[list, str]) -> None:
 def test_reading_in_pieces_gives_the_same(run: tuple[list, str], cuts: list[int]) -> None:
     text, log = run[1], Log()
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         log.feed(text[start:end])
     assert log == parse(text)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 import torchcaffe
 from hintkd import run_stage
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
@@ -39,7 +39,8 @@ def write_stage(folder: str, net: caffe_pb2.NetParameter, solver: caffe_pb2.Solv
     (path / "net.prototxt").write_text(write_text(net))
     (path / "solver.prototxt").write_text(write_text(solver))
     stage = {"title": folder, "key": "k", "program": "solve", "iterations": solver.max_iter, "snapshot": solver.snapshot, "threads": 1,
-             "test_iter": sum(solver.test_iter), "backend": "torchcaffe", "device": "cpu", "device_id": 0, "fast": True, "inexact": False, **more}
+             "test_iter": sum(solver.test_iter), "predictions": {}, "backend": "torchcaffe", "device": "cpu", "device_id": 0, "fast": True,
+             "inexact": False, **more}
     (path / "stage.json").write_text(json.dumps(stage))
     return path
 
@@ -56,17 +57,19 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, at: int) -> None:
     def killing(solver: Any, path: str) -> None:
         if solver.iter >= at:
             raise Killed
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(run_stage, "require_finite", killing)
-        run(str(folder))
+        with pytest.raises(Killed):
+            run(str(folder))
 
 
 def test_a_stage_leaves_weights_log_and_every_output_of_the_saved_weights() -> None:
     folder = write_stage("a", tiny.net(), tiny.solver())
     result = run("a")
     assert result == json.loads((folder / "result.json").read_text())
-    assert sorted(p.name for p in folder.iterdir()) == ["lock", "log.txt", "net.prototxt", "progress.json", "result.json", FINAL,
-                                                        "snapshot_iter_60.sidecar.json", "snapshot_iter_60.solverstate", "solver.prototxt", "stage.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "lock", "log.txt", "net.prototxt", "progress.json", "result.json", FINAL, "snapshot_iter_60.sidecar.json",
+        "snapshot_iter_60.solverstate", "solver.prototxt", "stage.json"]
     net = torchcaffe.Net("a/net.prototxt", torchcaffe.TEST)
     net.copy_from("a/" + FINAL)
     passes = [{name: float(value) for name, value in net.forward().items()} for _ in range(tiny.TEST // 10)]
@@ -160,7 +163,7 @@ def test_going_on_under_other_numerics_is_refused_unless_asked_for(monkeypatch: 
 def test_only_the_last_two_snapshots_stay_while_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_stage("a", tiny.net(), tiny.solver(iterations=100))
     interrupt(monkeypatch, folder, 80)
-    assert sorted(p.name for p in folder.glob("*.solverstate")) == [f"snapshot_iter_{i}.solverstate" for i in (40, 60, 80)]   # 80 was just written
+    assert sorted(p.name for p in folder.glob("*.solverstate")) == [f"snapshot_iter_{i}.solverstate" for i in (40, 60, 80)]   # 80 is new
 
 
 def test_a_stage_without_test_layers_has_no_outputs() -> None:
@@ -192,8 +195,8 @@ def test_the_caller_keeps_its_own_output(capfd: pytest.CaptureFixture[str]) -> N
 
 
 def command(*arguments: str, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "hintkd.run_stage", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "PYTHONPATH": str(PYTHON)}, **more)
+    return subprocess.Popen([sys.executable, "-m", "hintkd.run_stage", *arguments], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(PYTHON)}, **more)
 
 
 def test_two_processes_never_write_one_folder() -> None:
@@ -244,5 +247,6 @@ def test_what_runs_inside_another_caffe_is_python_3_8(name: str) -> None:
 
 def test_it_starts_without_torch_protobuf_or_torchcaffe() -> None:
     code = "import sys, hintkd.run_stage; print(sorted({'torch', 'google.protobuf', 'torchcaffe', 'lmdb'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PYTHON)}, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PYTHON)}, capture_output=True, text=True,
+                          check=True)
     assert done.stdout == "[]\n"

@@ -29,10 +29,11 @@ def write_data(workspace: Path) -> None:
 
 
 def net(hidden: int = 16, tested: bool = True, prefix: str = "", scale: float = 1 / 128) -> caffe_pb2.NetParameter:
-    """Data, a hidden layer of `hidden` units, class scores; with `tested`, a TEST phase.  With a prefix, a frozen copy of it stands beside."""
+    """Data, a hidden layer of `hidden` units, class scores; with `tested`, a TEST phase; with a prefix, a frozen hidden layer beside."""
     made = caffe_pb2.NetParameter(name="tiny")
     for phase, batch in [("TRAIN", 8), ("TEST", 10)][:1 + tested]:
-        made.layer.add(name="data", type="Data", top=["data", "label"], include=[{"phase": phase}], transform_param={"scale": scale, "crop_size": 6},
+        made.layer.add(name="data", type="Data", top=["data", "label"], include=[{"phase": phase}],
+                       transform_param={"scale": scale, "crop_size": 6},
                        data_param={"source": f"data/tiny/{phase.lower()}_lmdb", "backend": "LMDB", "batch_size": batch})
     if prefix:
         made.layer.add(name=prefix + "hidden", type="InnerProduct", bottom=["data"], top=[prefix + "hidden"], include=[{"phase": "TRAIN"}],

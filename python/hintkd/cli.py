@@ -1,0 +1,232 @@
+"""The command line: `hintkd demo | generate | prepare | reproduce | status | report`.
+
+Turns flags into calls, and errors into one sentence with exit status 2.  Most imports stand inside the commands: torch takes seconds,
+and `hintkd --help` should not.
+"""
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")          # before torch: its waiting threads would spin and slow all others
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from hintkd.choices import OPEN_OPTIONS
+from hintkd.errors import UserError
+from hintkd.experiment import Options
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Hint-based knowledge transfer as it was published, trained again and compared.")
+console = Console()
+Command = TypeVar("Command", bound=Callable[..., None])
+T = TypeVar("T")
+
+Jobs = Annotated[int | None, typer.Option(help="Stages side by side; default: as many as the cores allow.", show_default=False)]
+Widths = Annotated[str, typer.Option(help="Channels of the three stacks, such as 16,32,64.")]
+
+
+def with_options(command: Command) -> Command:
+    """Give a command a flag for each of the papers' open points (experiment.Options), None where it is not given."""
+    signature = inspect.signature(command, eval_str=True)
+    known = {option.name: option for option in OPEN_OPTIONS}
+    added = []
+    for option in fields(Options):
+        kind = str if option.name == "label_tau" else type(option.default)
+        default = f"{option.default:.6g}" if isinstance(option.default, float) else str(option.default).lower()
+        text = f"Open in the paper: {known[option.name].meaning}. Default: the table's; {default} where it does not say."
+        added.append(inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+                                       annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)]))
+    kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
+    return command
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, with the label term's temperature as a number where it is one."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if found.get("label_tau", "").isdigit():
+        found["label_tau"] = int(found["label_tau"])
+    return found
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """1,2,3 as numbers.  Raises UserError naming the flag."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{flag} {text}: give whole numbers with commas between them, such as 1,2,3") from None
+
+
+def three(flag: str, text: str) -> tuple[int, int, int]:
+    found = numbers(flag, text)
+    if len(found) != 3:
+        raise UserError(f"{flag} {text}: give three channel counts, such as 16,32,64")
+    return found[0], found[1], found[2]
+
+
+def bar(items: Iterable[T], description: str, total: int | None, /) -> Iterable[T]:
+    """rich's progress bar, as data_prep asks for it."""
+    return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+@app.command()
+def demo(
+    workspace: Annotated[Path, typer.Option(help="The folder that gets its data, runs and results.")] = Path("demo"),
+    jobs: Jobs = None,
+) -> None:
+    """Every method in small, on scikit-learn's handwritten digits: minutes, and seconds when it was run before."""
+    from hintkd.demo import demo as run
+    finish(run(workspace, console, jobs), "demo")
+
+
+@app.command()
+@with_options
+def generate(
+    table: Annotated[str | None, typer.Argument(help="A table whose stages are written, all of them; without it, those of one experiment, "
+                                                     "which the flags describe.")] = None,
+    dataset: Annotated[str, typer.Option(help="mnist, cifar10, cifar100 or digits.")] = "cifar10",
+    method: Annotated[str, typer.Option(help="original, kd, hint-kd, layerwise-hint ...")] = "layerwise-hint",
+    teacher_depth: Annotated[int, typer.Option(help="6n+2: 8, 14, 20, 26, 32 ...")] = 26,
+    student_depth: Annotated[int, typer.Option(help="6m+2.")] = 14,
+    teacher_widths: Widths = "16,32,64",
+    student_widths: Widths = "16,32,64",
+    regressor: Annotated[bool, typer.Option("--regressor", help="Put a convolution on guided layers narrower than their hints.")] = False,
+    net: Annotated[int, typer.Option(help="Which of the nets that differ in their seed, counted from 1.")] = 1,
+    out: Annotated[Path, typer.Option(help="The folder that gets prototxt/ and solvers/.")] = Path(),
+    **options: Any,
+) -> None:
+    """Write the prototxts of every stage, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
+    from hintkd.generate import generate as write
+    experiments = table_experiments(table, options) if table else [one_experiment(
+        dataset, method, teacher_depth, student_depth, three("--teacher-widths", teacher_widths), three("--student-widths", student_widths),
+        regressor, net, options)]
+    files = list(dict.fromkeys(file for x in experiments for file in write(x, out)))
+    console.print(f"{len(files)} prototxts in {out / 'prototxt'} and {out / 'solvers'}", highlight=False, soft_wrap=True)
+
+
+def table_experiments(table: str, options: dict[str, Any]) -> list[Any]:
+    from hintkd.tables import TEACHER, find_table
+    return [x for x in find_table(table).changed(options=given(options)).experiments() if x.method != TEACHER]
+
+
+def one_experiment(dataset: str, method: str, teacher_depth: int, student_depth: int, teacher_widths: tuple[int, int, int],
+                   student_widths: tuple[int, int, int], regressor: bool, net: int, options: dict[str, Any]) -> Any:
+    from hintkd.experiment import DATASETS, SCHEDULES, Experiment, ResNet
+    from hintkd.methods import METHODS
+    from hintkd.tables import near
+    for flag, name, known in (("--dataset", dataset, list(SCHEDULES)), ("--method", method, list(METHODS))):
+        if name not in known:
+            raise UserError(f"{flag} {name}: unknown; {near(name, known)}")
+    teacher = DATASETS["digits-teacher"] if dataset == "digits" else None
+    return Experiment(method=method, dataset=DATASETS[dataset], student=ResNet(student_depth, student_widths), net=net,
+                      teacher=ResNet(teacher_depth, teacher_widths), teacher_dataset=teacher, table=f"{dataset}/{method}",
+                      schedule=SCHEDULES[dataset], regressor=regressor, options=Options(**given(options)))
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100 or digits.")],
+    source: Annotated[Path | None, typer.Option("--from", help="A folder with the publisher's files; default: download them.",
+                                                show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="The folder that gets a folder of the data set's name.")] = Path("data"),
+    seed: Annotated[int, typer.Option(help="Of the one shuffle of the training images.")] = 0,
+) -> None:
+    """Write a data set as LMDBs and mean files, from the publisher's files, which are checked."""
+    from data_prep import prepare as write
+    write(dataset, out, source, seed, progress=bar, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+@app.command()
+@with_options
+def reproduce(
+    table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.")],
+    teacher_depth: Annotated[int | None, typer.Option(help="Another teacher: 6n+2 layers.", show_default=False)] = None,
+    student_depth: Annotated[int | None, typer.Option(help="Another student: 6m+2 layers.", show_default=False)] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="A trained teacher's caffemodel.", show_default=False)] = None,
+    teacher_prototxt: Annotated[Path | None, typer.Option(help="Its net, where that is not the table's.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and what they will take, and stop.")] = False,
+    scale: Annotated[float, typer.Option(help="Shorten every schedule in proportion.")] = 1.0,
+    repeats: Annotated[int, typer.Option(help="Complete replications, each with a teacher of its own.")] = 1,
+    methods: Annotated[str | None, typer.Option(help="Only these, with commas between them.", show_default=False)] = None,
+    nets: Annotated[str | None, typer.Option(help="Only these, such as 1,2.", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder with train_lmdb, test_lmdb and mean files that takes the data set's place.",
+                                              show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, gpu or gpu:N; default: a GPU where there is one.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of the table; its teacher, Stage 1 and nets have seeds that follow from it.")] = 1,
+    jobs: Jobs = None,
+    threads: Annotated[int, typer.Option(help="Of each stage; results are byte-equal for equal numbers only.")] = 1,
+    backend: Annotated[str, typer.Option(help="torchcaffe, or caffe for an installed one.")] = "torchcaffe",
+    caffe_python: Annotated[str | None, typer.Option(help="For --backend caffe: a Python that can import it.", show_default=False)] = None,
+    inexact: Annotated[bool, typer.Option("--inexact", help="Go on with stages that were begun with other versions or on another "
+                                                            "processor; their records say so.")] = False,
+    **options: Any,
+) -> None:
+    """Train what a table needs, resuming what was begun, and compare with what was published."""
+    from hintkd.reproduce import Request, resources
+    from hintkd.reproduce import reproduce as run
+    from hintkd.tables import find_table
+    changed = find_table(table).changed(teacher_depth=teacher_depth, student_depth=student_depth, teacher_weights=teacher_weights,
+                                        teacher_prototxt=teacher_prototxt, data=data, options=given(options))
+    chosen = tuple(methods.split(",")) if methods else None
+    request = Request(changed, scale, repeats, chosen, numbers("--nets", nets) if nets else None, seed)
+    done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact), console, dry_run)
+    if not dry_run:
+        finish(done, request.name)
+
+
+@app.command()
+def status(
+    table: Annotated[str | None, typer.Argument(help="Only this one; default: all that was asked for.", show_default=False)] = None,
+) -> None:
+    """What is finished of what was asked for, how far the rest is, and why a finished stage would run again."""
+    from hintkd.status import show
+    show(console, table)
+
+
+@app.command()
+def report() -> None:
+    """Render everything in results/measured: published against measured, claims, figures."""
+    from hintkd.report import write_report
+    console.print(f"the report is {write_report()}", highlight=False, soft_wrap=True)
+
+
+def finish(done: bool, name: str) -> None:
+    """Print a request's table, render the report, say where it is; exit with 1 if some of it could not be done."""
+    from hintkd.report import summary_table, write_report
+    console.print(summary_table(name))
+    console.print(f"the report is {write_report()}, with its figures beside it", highlight=False, soft_wrap=True)
+    if not done:
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status: 0, 1 if stages failed, 2 for what the user can mend, 130 when interrupted."""
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except UserError as error:
+        return complain(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("hintkd: stopped; the same command goes on from the last snapshots", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):             # a usage error, whichever click typer brings
+            raise
+        return complain(error.format_message())
+
+
+def complain(sentence: str) -> int:
+    print(f"hintkd: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

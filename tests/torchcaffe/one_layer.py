@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from google.protobuf import text_format
 from torch import Tensor
+
 from torchcaffe.blob import Blob
 from torchcaffe.layers import LAYERS
 from torchcaffe.layers.base import Context, Layer

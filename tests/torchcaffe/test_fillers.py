@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from torchcaffe.errors import CaffeError
 from torchcaffe.layers.fillers import filler
 from torchcaffe.proto import caffe_pb2

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from torchcaffe import memory
 
 PROGRAM = """
@@ -25,7 +26,8 @@ print(int(memory.keep_freed()), faults())
 
 def test_large_tensors_reuse_memory_once_malloc_is_told():
     environment = {**os.environ, "PYTHONPATH": str(Path(memory.__file__).parents[1])}
-    told, faults = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True).stdout.split()
+    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    told, faults = result.stdout.split()
     if told == "0":
         pytest.skip("this C library has no mallopt, or the environment sets it")
     assert int(faults) < 1600                               # of 16,384 pages

@@ -42,7 +42,7 @@ class Windowed(Layer):
     def _per_axis(self, name: str, high: str | None, wide: str | None, default: int | None) -> tuple[int, ...]:
         p = self.param.convolution_param
         values = tuple(getattr(p, name))
-        if high and wide and (p.HasField(high) or p.HasField(wide)):        # type: ignore[arg-type]
+        if high and wide and (p.HasField(high) or p.HasField(wide)):
             self.require(self.spatial == 2 and not values, f"{high} and {wide} are for two spatial axes and take the place of {name}")
             return getattr(p, high), getattr(p, wide)
         self.require(values or default is not None, f"{name} is missing")
@@ -258,7 +258,7 @@ class Pooling(Layer):
     def _pair(self, name: str, high: str, wide: str) -> tuple[int, int] | None:
         """A field for both axes or a field for each; None where neither is written."""
         p = self.param.pooling_param
-        both, each = p.HasField(name), (p.HasField(high), p.HasField(wide))         # type: ignore[arg-type]
+        both, each = p.HasField(name), (p.HasField(high), p.HasField(wide)) 
         self.require(not any(each) or (all(each) and not both), f"write {name}, or {high} and {wide}")
         return (getattr(p, high), getattr(p, wide)) if any(each) else (getattr(p, name),) * 2 if both else None
 

@@ -13,6 +13,7 @@ from hintkd.errors import UserError
 
 SHAPE = (3, 32, 32)                            # red, green, blue planes
 PIXELS = 3 * 32 * 32
+BATCH, TRAIN, TEST = 10_000, 50_000, 10_000    # images in a file: of CIFAR-10, of CIFAR-100 for training, of both for testing
 
 
 def read_cifar10(folder: Path) -> dict[str, Split]:
@@ -22,15 +23,15 @@ def read_cifar10(folder: Path) -> dict[str, Split]:
     """
     train = [f"data_batch_{i}.bin" for i in range(1, 6)]
     files = _files(folder, "cifar-10-batches-bin", "cifar-10-binary.tar.gz", [*train, "test_batch.bin"])
-    batches = [_split(files, name, 10_000, (10,)) for name in train]
+    batches = [_split(files, name, BATCH, (10,)) for name in train]
     whole = Split(np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches]))
-    return {"train": whole, "test": _split(files, "test_batch.bin", 10_000, (10,))}
+    return {"train": whole, "test": _split(files, "test_batch.bin", TEST, (10,))}
 
 
 def read_cifar100(folder: Path) -> dict[str, Split]:
     """As read_cifar10, from cifar-100-binary; the labels are the fine ones, 0 to 99."""
     files = _files(folder, "cifar-100-binary", "cifar-100-binary.tar.gz", ["train.bin", "test.bin"])
-    return {"train": _split(files, "train.bin", 50_000, (20, 100)), "test": _split(files, "test.bin", 10_000, (20, 100))}
+    return {"train": _split(files, "train.bin", TRAIN, (20, 100)), "test": _split(files, "test.bin", TEST, (20, 100))}
 
 
 def _split(files: Callable[[str], bytes], name: str, count: int, classes: tuple[int, ...]) -> Split:

@@ -8,15 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from data_prep.split import Split
+from hintkd.errors import UserError
 
 TEACHER, STUDENT, TEST = 797, 200, 1000
 SPLIT_SEED = 0                                 # the sets are always the same
 
 
 def read_digits() -> dict[str, Split]:
-    """Splits teacher, train (the student's, part of teacher) and test: images (n, 1, 8, 8) with values 0 to 16."""
-    from sklearn.datasets import load_digits
+    """Splits teacher, train (the student's, part of teacher) and test: images (n, 1, 8, 8) with values 0 to 16.
 
+    Raises UserError without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    except ImportError:
+        raise UserError("the digits come with scikit-learn, which is not installed: pip install 'hintkd[demo]'") from None
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int32)
     order = stratified_order(labels, SPLIT_SEED)

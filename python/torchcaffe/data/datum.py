@@ -36,8 +36,10 @@ def image(datum: caffe_pb2.Datum, where: str, color: bool | None = None) -> np.n
 
 def _decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
     """An encoded image as Caffe's OpenCV decodes it, up to a rounding of 1 where colour becomes gray."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError:
+        raise CaffeError(f"{where} holds an encoded image, which takes Pillow to decode: pip install 'hintkd[images]'") from None
     try:
         with Image.open(io.BytesIO(data)) as picture:
             mode = picture.mode

@@ -116,6 +116,7 @@ class Solver:
         self._losses.clear()
         self._display_mark = (time.monotonic(), self.iter)
         self._request = ""
+        self._refresh(self.net)
         while self.iter < stop and self._request != "stop":
             if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
                 self.test_all()
@@ -167,8 +168,15 @@ class Solver:
             reason = "debug_info is on" if self.param.debug_info else why_not(net)
             if self.fast and reason:
                 log.info(f"{net.source} runs layer by layer: {reason}", "step.py:1")
-            self._programs[id(net)] = Program(net) if self.fast and not reason else None
+            moving = {i for indices in self._groups().values() for i in indices}
+            at_rest = set(range(len(self.learnable))) - moving if net is self.net else None
+            self._programs[id(net)] = Program(net, at_rest) if self.fast and not reason else None
         return self._programs[id(net)]
+
+    def _refresh(self, net: Net) -> None:
+        program = self._program(net)
+        if program is not None:
+            program.refresh()
 
     def _forward(self, net: Net) -> float:
         program = self._program(net)
@@ -261,6 +269,7 @@ class Solver:
     def _test(self, index: int, net: Net) -> None:
         log.info(f"Iteration {self.iter}, Testing net (#{index})", "solver.cpp:330")
         net.share_with(self.net)
+        self._refresh(net)
         totals: list[Tensor] = []
         total_loss, batches = 0.0, self.param.test_iter[index]
         for _ in range(batches):
@@ -328,6 +337,7 @@ class Solver:
             target.copy_(torch.from_numpy(array).reshape(target.shape))
         self.iter, self.current_step = state.iter, state.current_step
         self._group_cache = None
+        self._programs.clear()
         if self.exact:
             continuation.read(self, continuation.path_beside(state_file))
         log.info(f"Restored from {state_file} at iteration {self.iter}", "sgd_solver.cpp:318")

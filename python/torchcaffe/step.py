@@ -1,11 +1,12 @@
 """One pass of a net as one function of tensors: what training and testing programs run.
 
-The same layers as net.py, without blobs in between: in-place chains of BatchNorm, Scale and ReLU become one kernel, autograd goes
-through the whole net, nothing is kept that training does not need, and nothing waits for the host.
+The same layers as net.py, without blobs in between: in-place chains of BatchNorm, Scale and ReLU become one kernel, frozen ones are
+folded into their convolution (folding.py), autograd goes through the whole net, nothing is kept that training does not need, and
+nothing waits for the host.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaffe.build import Graph, Node, check_differentiable
+from torchcaffe.folding import Folded, foldable, is_plain_relu, is_plain_scale
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.python import PythonLayer
-from torchcaffe.net import TRAIN, Net
+from torchcaffe.layers.vision import Convolution
+from torchcaffe.memory import keep_freed
+from torchcaffe.net import Net
 
 Tops = Tensor | Sequence[Tensor]
 FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, so ReLU may overwrite it
@@ -52,17 +56,28 @@ class Program:
     are kept until the next one starts, for blobs that somebody looks at.
     """
 
-    def __init__(self, net: Net):
+    def __init__(self, net: Net, at_rest: Set[int] | None = None):
+        """`at_rest`: the learnable parameters (positions in graph.learnable) that no update changes while the program runs.
+
+        None makes a program without gradients, for tests.
+        """
+        keep_freed()
         self.net, self.graph = net, net.graph
-        if net.phase == TRAIN:
+        if at_rest is not None:
             with net.located():
                 check_differentiable(net.graph)
-        self.operations = _plan(net.graph)
+        self.operations = _plan(net.graph, at_rest)
         self.tops: dict[str, Tensor] = {}
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
         self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
                         for node in self.graph.nodes if node.need_backward
                         for i, need in enumerate(node.param_need) if need]
+
+    def refresh(self) -> None:
+        """Read the parameters at rest again: somebody may have changed them between two runs."""
+        for op in self.operations:
+            if isinstance(op.run, Folded):
+                op.run.refresh()
 
     def forward(self) -> Tensor | None:
         """One pass over all layers; inputs are read from the input blobs."""
@@ -101,57 +116,64 @@ class Program:
         return result
 
 
-def _plan(graph: Graph) -> list[Operation]:
+def _plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
     nodes = [n for n in graph.nodes if n.layer.type not in ("Input", "Silence")]
     operations: list[Operation] = []
     index = 0
     while index < len(nodes):
-        chain = _chain(nodes, index)
+        chain = _chain(graph, nodes, index, at_rest)
         first, last = chain[0], chain[-1]
-        learns = any(n.need_backward for n in chain)
+        learns = at_rest is not None and any(n.need_backward for n in chain)
         operations.append(Operation(_function(chain, operations), first.bottom_names,
                                     [not (learns and need) for need in first.bottom_need], last.top_names, chain, learns))
         index += len(chain)
     return operations
 
 
-def _chain(nodes: list[Node], index: int) -> list[Node]:
-    """BatchNorm, Scale and ReLU that follow each other in place, or one layer."""
-    chain = [nodes[index]]
-    if not isinstance(chain[0].layer, BatchNorm):
-        return chain
-    for following in nodes[index + 1:index + 3]:
-        if following.bottom_names != chain[-1].top_names or following.top_names != following.bottom_names:
+def _chain(graph: Graph, nodes: list[Node], index: int, at_rest: Set[int] | None) -> list[Node]:
+    """The layers from `index` on that are computed together: what folds or fuses, or one layer."""
+    run = _in_place_run(nodes, index)
+    for length in (4, 3):
+        if len(run) >= length and foldable(run[:length]) and all(_rests(graph, node, at_rest) for node in run[:length]):
+            return run[:length]
+    if isinstance(run[0].layer, BatchNorm) and len(run) > 1 and is_plain_scale(run[1]):
+        return run[:3] if len(run) > 2 and is_plain_relu(run[2]) else run[:2]
+    return run[:1]
+
+
+def _in_place_run(nodes: list[Node], index: int) -> list[Node]:
+    """A layer and up to three that follow it in place on its top, with gradients passing all of them alike."""
+    run = [nodes[index]]
+    for node in nodes[index + 1:index + 4]:
+        before = run[-1]
+        stops = before.need_backward and not (node.need_backward and node.bottom_need[0])
+        if node.bottom_names != before.top_names or node.top_names != node.bottom_names or stops:
             break
-        if not (_is_plain_scale(following) if len(chain) == 1 else _is_plain_relu(following)):
-            break
-        if following.need_backward and not following.bottom_need[0] and chain[-1].need_backward:
-            break
-        chain.append(following)
-    return chain
+        run.append(node)
+    return run
 
 
-def _is_plain_scale(node: Node) -> bool:
-    p = node.layer.param.scale_param
-    return node.layer.type == "Scale" and len(node.bottoms) == 1 and p.axis == 1 and p.num_axes == 1 and p.bias_term
-
-
-def _is_plain_relu(node: Node) -> bool:
-    return node.layer.type == "ReLU" and node.layer.param.relu_param.negative_slope == 0
+def _rests(graph: Graph, node: Node, at_rest: Set[int] | None) -> bool:
+    """Whether neither backward nor an update concerns the layer."""
+    return at_rest is None or (not node.need_backward
+                               and all(graph.param_owner[node.layer.name, i] in at_rest for i in range(len(node.layer.blobs))))
 
 
 def _function(chain: list[Node], before: list[Operation]) -> Callable[..., Tops]:
     """The function that computes a chain from its bottoms."""
+    if len(chain) > 1 and isinstance(chain[0].layer, Convolution):
+        return Folded(chain)
     layer = chain[0].layer
-    if isinstance(layer, BatchNorm) and len(chain) > 1:
-        scale, relu = chain[1].layer, len(chain) == 3
+    if len(chain) > 1:
+        assert isinstance(layer, BatchNorm)
+        norm, scale, relu = layer, chain[1].layer, len(chain) == 3
 
         def normalise(x: Tensor) -> Tensor:
-            y = layer.normalise(x, *scale.params)
+            y = norm.normalise(x, *scale.params)
             return F.relu_(y) if relu else y
         return normalise
     node = chain[0]
-    if _is_plain_relu(node) and node.top_names == node.bottom_names and before \
+    if is_plain_relu(node) and node.top_names == node.bottom_names and before \
             and before[-1].tops == node.bottom_names and before[-1].nodes[-1].layer.type in FRESH:
         return F.relu_
     return layer.forward

@@ -54,12 +54,17 @@ class BatchNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(x)
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The stored mean and variance, (C) each: what was added up, divided by factor."""
+        mean, variance, factor = (p.detach() for p in self.params)
+        share = torch.where(factor == 0, 0.0, 1 / factor)
+        return mean * share, variance * share
+
     def normalise(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The layer, and a following Scale by `weight` and `bias` (C each) in the same kernel.  Updates the parameters."""
-        mean, variance, factor = (p.detach() for p in self.params)
         if self.stored:
-            share = torch.where(factor == 0, 0.0, 1 / factor)
-            return torch.batch_norm(x, weight, bias, mean * share, variance * share, False, 0.0, self.eps, True)
+            return torch.batch_norm(x, weight, bias, *self.statistics(), False, 0.0, self.eps, True)
+        mean, variance, factor = (p.detach() for p in self.params)
         batch_mean, batch_variance = torch.zeros_like(mean), torch.zeros_like(variance)
         y = torch.batch_norm(x, weight, bias, batch_mean, batch_variance, True, 1.0, self.eps, True)
         if x.numel() == self.channels:              # one value per channel: 0 / 0 there, 0 in Caffe

@@ -1,0 +1,56 @@
+"""Convolutions with the BatchNorm and Scale behind them folded into their weights.
+
+Where stored statistics are used and nothing is learned, as in a teacher inside a student's net and in every TEST net,
+BatchNorm and Scale are one factor and one shift per channel.  They cost nothing once they are part of the convolution.
+"""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaffe.build import Node
+from torchcaffe.layers.norm import BatchNorm
+from torchcaffe.layers.vision import Convolution
+
+
+def is_plain_scale(node: Node) -> bool:
+    """Scale by gamma and beta, one of each per channel."""
+    p = node.layer.param.scale_param
+    return node.layer.type == "Scale" and len(node.bottoms) == 1 and p.axis == 1 and p.num_axes == 1 and p.bias_term
+
+
+def is_plain_relu(node: Node) -> bool:
+    """ReLU without a negative slope."""
+    return node.layer.type == "ReLU" and node.layer.param.relu_param.negative_slope == 0
+
+
+def foldable(chain: list[Node]) -> bool:
+    """Whether Folded can compute these layers, which follow each other in place: Convolution, BatchNorm, Scale[, ReLU]."""
+    if not 3 <= len(chain) <= 4:
+        return False
+    convolution, norm = chain[0].layer, chain[1].layer
+    return (isinstance(convolution, Convolution) and convolution.channel_axis == 1 and len(chain[0].bottoms) == 1
+            and isinstance(norm, BatchNorm) and norm.stored and is_plain_scale(chain[2]) and all(map(is_plain_relu, chain[3:])))
+
+
+class Folded:
+    """y = [relu](convolution(x, w g) + b), with g = gamma / sqrt(variance + eps) and b = beta - (mean - bias) g per output channel."""
+
+    def __init__(self, chain: list[Node]):
+        convolution, norm = chain[0].layer, chain[1].layer
+        assert isinstance(convolution, Convolution) and isinstance(norm, BatchNorm)
+        self.convolution, self.norm, self.scale, self.relu = convolution, norm, chain[2].layer, len(chain) == 4
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Fold the parameters as they are now."""
+        mean, variance = self.norm.statistics()
+        gamma, beta = (p.detach() for p in self.scale.params)
+        weight, *bias = (p.detach() for p in self.convolution.params)
+        gain = gamma * (variance + self.norm.eps).rsqrt()
+        self.weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
+        self.bias = beta - (mean - bias[0] if bias else mean) * gain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.convolution.convolve(x, self.weight, self.bias)
+        return F.relu_(y) if self.relu else y

@@ -1,0 +1,82 @@
+"""Frozen convolutions with folded BatchNorm and Scale give what the layers give one by one."""
+import numpy as np
+import pytest
+import torch
+
+import torchcaffe as caffe
+from nets import feed, parameters, resnet8, write_solver
+from torchcaffe.folding import Folded
+from torchcaffe.step import Program
+
+FROZEN = "param { lr_mult: 0 decay_mult: 0 }"
+
+
+def randomise(net, seed=1):
+    """Statistics, scales and biases as after training."""
+    rng = np.random.default_rng(seed)
+    for layer in net.layers:
+        for i, blob in enumerate(layer.blobs):
+            if layer.type in ("BatchNorm", "Scale") or i == 1:
+                blob.data[...] = rng.uniform(0.5, 2, blob.shape)
+
+
+def folded(program):
+    return [op for op in program.operations if isinstance(op.run, Folded)]
+
+
+def with_biases(text):
+    return text.replace("bias_term: false", "bias_term: true")
+
+
+def frozen_below(text):
+    """The first convolution of the net frozen in writing, with stored statistics."""
+    head, tail = text.split('layer { name: "g0_a"', 1)
+    head = head.replace('convolution_param', FROZEN + " convolution_param")
+    head = head.replace('type: "BatchNorm"', f'type: "BatchNorm" {FROZEN} {FROZEN} {FROZEN} batch_norm_param {{ use_global_stats: true }}')
+    head = head.replace('type: "Scale"', f'type: "Scale" {FROZEN} {FROZEN}')
+    return head + 'layer { name: "g0_a"' + tail
+
+
+@pytest.mark.parametrize("change", [lambda t: t, with_biases])
+def test_a_test_net_folds_every_convolution_and_gives_the_same_scores(tmp_path, change):
+    path = tmp_path / "net.prototxt"
+    path.write_text(change(resnet8()))
+    with caffe.number_type(torch.float64):
+        net = caffe.Net(str(path), caffe.TEST)
+    randomise(net)
+    feed(net)
+    program = Program(net)
+    assert len(folded(program)) == sum(layer.type == "Convolution" for layer in net.layers)
+    with torch.no_grad():
+        program.forward()
+    scores = program.tops["fc"].numpy().copy()
+    assert np.allclose(scores, net.forward(blobs=["fc"])["fc"], rtol=1e-10, atol=1e-10)
+
+
+def train(path, fast, iterations):
+    with caffe.number_type(torch.float64):
+        solver = caffe.get_solver(path)
+    solver.fast = fast
+    randomise(solver.net)
+    feed(solver.net)
+    solver.step(iterations)
+    return solver
+
+
+def test_frozen_layers_below_a_student_fold_and_stay_as_they_are(tmp_path):
+    path = write_solver(tmp_path, frozen_below(resnet8()), base_lr=0.01)
+    slow, fast = train(path, False, 5), train(path, True, 5)
+    assert [op.nodes[0].layer.name for op in folded(fast._programs[id(fast.net)])] == ["first"]
+    a, b = parameters(slow.net), parameters(fast.net)
+    assert max(np.abs(a[k] - b[k]).max() for k in a) < 1e-10
+
+
+def test_weights_changed_between_two_steps_are_folded_again(tmp_path):
+    path = write_solver(tmp_path, frozen_below(resnet8()), base_lr=0.01)
+    ends = []
+    for fast in (False, True):
+        solver = train(path, fast, 2)
+        solver.net.params["first"][0].data[...] *= 1.5
+        solver.step(2)
+        ends.append(parameters(solver.net))
+    assert max(np.abs(ends[0][k] - ends[1][k]).max() for k in ends[0]) < 1e-10

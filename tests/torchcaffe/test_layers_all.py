@@ -20,13 +20,16 @@ CASES = {
     "InnerProduct": ([IMAGE], "inner_product_param { num_output: 3 }"), "LRN": ([IMAGE], ""), "Log": ([IMAGE], ""), "MVN": ([IMAGE], ""),
     "MultinomialLogisticLoss": ([(2, 3), (2,)], ""), "PReLU": ([IMAGE], ""), "Parameter": ([], ""),
     "Pooling": ([IMAGE], "pooling_param { kernel_size: 3 stride: 2 }"), "Power": ([IMAGE], "power_param { power: 2 scale: 3 shift: 1 }"),
-    "ReLU": ([IMAGE], ""), "Reduction": ([IMAGE], ""), "Reshape": ([IMAGE], "reshape_param { shape { dim: 0 dim: -1 } }"),
+    "LSTM": ([(3, 2, 5), (3, 2)], "recurrent_param { num_output: 4 }"), "LSTMUnit": ([(1, 2, 3), (1, 2, 12), (1, 2)], ""),
+    "RNN": ([(3, 2, 5), (3, 2)], "recurrent_param { num_output: 4 }"), "ReLU": ([IMAGE], ""), "Reduction": ([IMAGE], ""),
+    "Reshape": ([IMAGE], "reshape_param { shape { dim: 0 dim: -1 } }"),
     "SPP": ([IMAGE], "spp_param { pyramid_height: 2 }"), "Scale": ([IMAGE], "scale_param { bias_term: true }"), "Sigmoid": ([IMAGE], ""),
     "SigmoidCrossEntropyLoss": ([IMAGE, IMAGE], "loss_param { ignore_label: 1 }"), "Silence": ([IMAGE], ""),
     "Slice": ([IMAGE], ""), "Softmax": ([IMAGE], ""), "SoftmaxWithLoss": ([IMAGE, LABELS], "loss_param { ignore_label: 1 }"),
     "Split": ([IMAGE], ""), "Swish": ([IMAGE], ""), "TanH": ([IMAGE], ""), "Threshold": ([IMAGE], ""),
     "Tile": ([IMAGE], "tile_param { tiles: 2 }"),
 }
+TOPS = {"LSTMUnit": 2}
 ELSEWHERE = {"Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData", "Python"}      # read something, or are never run
 WAITING = {"Filter"}                                                                             # its top's shape depends on data
 DRAWING = {"Dropout"}                                                                            # needs a generator of a real device
@@ -39,7 +42,7 @@ def test_every_type_is_looked_at():
 @pytest.mark.parametrize("kind", sorted(CASES))
 def test_forward_and_backward_never_wait_for_the_device(kind):
     shapes, text = CASES[kind]
-    layer = make(kind, *shapes, text=text, device="meta")        # a tensor without contents cannot be waited for
+    layer = make(kind, *shapes, text=text, tops=TOPS.get(kind, 1), device="meta")    # a tensor without contents cannot be waited for
     bottoms = [torch.empty(shape, dtype=torch.float64, device="meta", requires_grad=i == 0) for i, shape in enumerate(shapes)]
     tops = run(layer, *bottoms)
     assert [tuple(top.shape) for top in tops] == [tuple(shape) for shape in layer.top_shapes(*shapes)][:len(tops)]

@@ -258,7 +258,7 @@ class Pooling(Layer):
     def _pair(self, name: str, high: str, wide: str) -> tuple[int, int] | None:
         """A field for both axes or a field for each; None where neither is written."""
         p = self.param.pooling_param
-        both, each = p.HasField(name), (p.HasField(high), p.HasField(wide)) 
+        both, each = p.HasField(name), (p.HasField(high), p.HasField(wide))
         self.require(not any(each) or (all(each) and not both), f"write {name}, or {high} and {wide}")
         return (getattr(p, high), getattr(p, wide)) if any(each) else (getattr(p, name),) * 2 if both else None
 

@@ -71,10 +71,10 @@ class Eltwise(Layer):
 
     Of equal numbers MAX takes the second of the first two bottoms, but a later one only if it is larger; the gradient goes
     there alone.  The product's gradient is the true one also where Caffe, with stable_prod_grad: false, divides 0 by 0.
-    Caffe: eltwise_layer.cpp.
+    In place, Caffe would lose the first bottom, so that is refused.  Caffe: eltwise_layer.cpp.
     """
 
-    bottoms = (2, None)
+    bottoms, in_place = (2, None), False
 
     def setup(self, *bottoms: Shape) -> None:
         p = self.param.eltwise_param

@@ -54,7 +54,7 @@ class Layer:
       bottoms, tops     a number, or (least, most) with None for no limit
       same_count        as many tops as bottoms (Caffe: EqualNumBottomTopBlobs)
       auto_tops         missing tops are made up by the net, as for loss layers
-      in_place          False where Caffe refuses a top that is also a bottom
+      in_place          False where Caffe refuses a top that is also a bottom, or overwrites what it still has to read
       no_force          bottoms that force_backward does not reach (Caffe: AllowForceBackward)
       not_differentiable  bottoms to which Caffe aborts when asked to propagate ("all" for every one)
       reshapes_itself   top_shapes is called before every forward pass, not only when a bottom has changed (Python layers)

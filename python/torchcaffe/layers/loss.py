@@ -94,8 +94,8 @@ class Classified(Layer):
 class ClassLoss(Classified, Loss):
     """A loss of scores (outer, classes, inner) and labels."""
 
-    def labels_and_weights(self, labels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | int]:
-        """Class numbers, which of them count, and the normaliser; VALID is the default."""
+    def labels_and_divisor(self, labels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | int]:
+        """Class numbers, which of them count, and what their sum is divided by; VALID is the default."""
         p = self.param.loss_param
         index, counted = self.labels(labels, p.ignore_label if p.HasField("ignore_label") else None)
         return index, counted, self.normaliser(self.normalisation(p.VALID), self.outer, self.inner, counted)
@@ -119,7 +119,7 @@ class SoftmaxWithLoss(ClassLoss):
         return super().top_shapes(x, labels)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        index, counted, divisor = self.labels_and_weights(labels)
+        index, counted, divisor = self.labels_and_divisor(labels)
         logs = _AtLeast.apply(self.by_class(F.log_softmax(x, self.along)).gather(1, index), math.log(FLT_MIN))
         return (logs if counted is None else logs.where(counted, 0)).sum() / -divisor
 
@@ -153,7 +153,7 @@ class InfogainLoss(ClassLoss):
         return [*super().top_shapes(*bottoms), bottoms[0]][:max(len(self.param.top), 1)]
 
     def forward(self, x: Tensor, labels: Tensor, matrix: Tensor | None = None) -> list[Tensor]:
-        index, counted, divisor = self.labels_and_weights(labels)
+        index, counted, divisor = self.labels_and_divisor(labels)
         table = (self.matrix if matrix is None else matrix.detach()).reshape(self.classes, self.classes)
         logs = F.log_softmax(x, self.along)
         bounded = _AtLeast.apply(self.by_class(logs), math.log(LOG_THRESHOLD))

@@ -226,7 +226,7 @@ class Pool:
         if all((n - 1) * s < size + p for n, s, size, p in zip(sizes, self.stride, x.shape[2:], self.pad, strict=True)):
             return self._fitted(F.avg_pool2d(padded, self.kernel, self.stride, pad, ceil_mode=self.ceil), sizes, 0)
         total = F.avg_pool2d(padded, self.kernel, self.stride, pad, ceil_mode=self.ceil, divisor_override=1)
-        high, wide = (torch.tensor([min(k, size - i * s) for i in range(n)], dtype=x.dtype, device=x.device)
+        high, wide = ((size - s * torch.arange(n, device=x.device)).clamp(max=k)
                       for n, k, s, size in zip(sizes, self.kernel, self.stride, x.shape[2:], strict=True))
         return self._fitted(total, sizes, 0) / (high[:, None] * wide)
 

@@ -1,0 +1,103 @@
+"""Means, spreads and verdicts that know noise.  Pure functions of numbers: where these come from and how they are shown is left to others.
+
+A verdict is taken on paired differences: net k of one method against net k of the other, because these share their seed.  Nets of one
+run also share their teacher and Stage 1, so their spread understates the noise; over several complete replications the
+verdict is therefore taken on one difference per replication.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+
+Verdict = Literal["holds", "does not hold", "within noise", "not judged"]
+Values = Mapping[tuple[int, int], float]                     # (replication, net) -> value, both counted from 1
+
+REPRODUCED = {"accuracy": 0.3, "error": 0.05}                # points between a published mean and one that counts as reproduced
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of n values, their standard deviation (n - 1) and the standard error of the mean; both None for one value."""
+    mean: float
+    deviation: float | None
+    n: int
+
+    @property
+    def error(self) -> float | None:
+        return None if self.deviation is None else self.deviation / sqrt(self.n)
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """The Spread of some values; None for no values."""
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    deviation = sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+    return Spread(mean, deviation, len(values))
+
+
+def overall(values: Values) -> Spread | None:
+    """The Spread over nets, or over the replications' means where there are several."""
+    return spread(_samples(values))
+
+
+def difference(left: Values, right: Values) -> Spread | None:
+    """The Spread of left - right over the nets that both have, or over replications if there are several; None if they share no net.
+
+    With several replications a sample is the mean over the nets of one of them.
+    """
+    return spread(_samples({cell: left[cell] - right[cell] for cell in sorted(left.keys() & right.keys())}))
+
+
+def against_best(left: Values, right: Values) -> Spread | None:
+    """As `difference`, of the best net of `left` in each replication; a sample is one replication."""
+    common = sorted({cell[0] for cell in left} & {cell[0] for cell in right})
+
+    def of(values: Values, repeat: int) -> list[float]:
+        return [value for cell, value in values.items() if cell[0] == repeat]
+    return spread([max(of(left, repeat)) - sum(of(right, repeat)) / len(of(right, repeat)) for repeat in common])
+
+
+def over_nets(value: Values, nets: Values) -> Values:
+    """What each replication has one of (a teacher), once for every net of `nets` in that replication."""
+    single = {repeat: v for (repeat, _), v in value.items()}
+    return {(repeat, net): single[repeat] for repeat, net in nets if repeat in single}
+
+
+def verdict(gain: Spread | None) -> Verdict:
+    """Whether a positive gain was found: the mean decides where it is at least two standard errors from 0.
+
+    "not judged" where there is no standard error: nothing was measured, or one sample only.
+    """
+    if gain is None or gain.error is None:
+        return "not judged"
+    if gain.mean == 0 or abs(gain.mean) < 2 * gain.error:
+        return "within noise"
+    return "holds" if gain.mean > 0 else "does not hold"
+
+
+def reproduced(measured: float, published: float, metric: str) -> bool:
+    """Whether a mean of full-schedule runs is within 0.3 points of the published mean, 0.05 for an error rate."""
+    return round(abs(measured - published), 9) <= REPRODUCED[metric]
+
+
+def ensemble_accuracy(probabilities: Sequence[np.ndarray], labels: np.ndarray) -> float:
+    """Accuracy (0 to 1) of the mean of several nets' class probabilities.
+
+    probabilities: one array (images, classes) per net; labels: (images,) integers.  The first of equal classes counts.
+    """
+    return float(np.mean(np.mean(probabilities, axis=0).argmax(axis=1) == labels))
+
+
+def _samples(values: Values) -> list[float]:
+    """One value per net, or with several replications one mean per replication."""
+    by_repeat: dict[int, list[float]] = {}
+    for (repeat, _), value in sorted(values.items()):
+        by_repeat.setdefault(repeat, []).append(value)
+    if len(by_repeat) > 1:
+        return [sum(each) / len(each) for each in by_repeat.values()]
+    return [value for each in by_repeat.values() for value in each]

@@ -7,7 +7,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint prototxts proto image benchmark clean
+.PHONY: demo test lint docs prototxts proto image benchmark clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp
@@ -24,11 +24,15 @@ prototxts: .venv/demo.stamp      # the committed nets and solvers of tables 1 an
 	@$(BIN)/hintkd generate table1
 	@$(BIN)/hintkd generate table3
 
+docs: .venv/demo.stamp           # the generated parts of README.md and docs/
+	@$(BIN)/python docs/render.py
+
 proto: .venv/dev.stamp           # torchcaffe/proto/caffe_pb2.py from caffe.proto
 	@$(BIN)/python -m torchcaffe.proto.generate
 
 benchmark: .venv/demo.stamp      # half an hour on a quiet machine; writes docs/performance.md
-	@$(BIN)/python benchmarks/step.py --render docs/performance.md
+	@$(BIN)/python benchmarks/step.py
+	@$(BIN)/python benchmarks/step.py --render
 
 image:
 	@docker build --tag hintkd .

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Writes what the documents show of the code and of results/: the blocks between marks, and the picture of the stages.
+
+    python docs/render.py            from the repository's root, as `make docs` does
+
+A test compares the blocks with what this program would write, so none of them is typed by hand.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hintkd.measured import Group, read_groups
+from hintkd.methods import METHODS, teacher_stage
+from hintkd.statistics import Spread, overall
+from hintkd.tables import find_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+
+def methods_block() -> str:
+    """Every method with its docstring."""
+    return table(["method", "what it does"], *([f"`{name}`", " ".join((method.__doc__ or "").split())] for name, method in METHODS.items()))
+
+
+def results_block(measured: Path = ROOT / "results/measured") -> str:
+    """Published beside measured means, for every table that was measured."""
+    rows = [row for group in read_groups(measured) for row in _rows(group)]
+    if not rows:
+        return "Nothing was measured yet.\n"
+    return table(["table", "method", "published", "measured here", "difference", "nets", "schedule"], *rows)
+
+
+def _rows(group: Group) -> Iterator[list[str]]:
+    paper = group.table
+    for method in paper.methods:
+        found = overall(group.values(method))
+        if found is None:
+            continue
+        published = paper.row(method).published_mean
+        printed = "" if published is None else f"{published:.2f}"
+        difference = "" if published is None or not group.is_full else f"{found.mean - published:+.2f}"
+        schedule = "in full" if group.is_full else f"shortened to {group.scale:g}: not comparable"
+        yield [paper.title, method, printed, _text(found), difference, str(len(group.of(method))), schedule]
+
+
+def _text(found: Spread) -> str:
+    return f"{found.mean:.2f}" + ("" if found.deviation is None else f" ± {found.deviation:.2f}")
+
+
+def table(*rows: list[str]) -> str:
+    """Rows of cells, the first of them the head, as a Markdown table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
+BLOCKS = {"methods": methods_block, "results": results_block}
+
+
+def filled(page: str) -> str:
+    """The page with what stands between `<!-- NAME -->` and `<!-- end -->` written anew."""
+    return re.sub(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{BLOCKS[found[2]]()}{found[3]}", page, flags=re.DOTALL)
+
+
+def main() -> None:
+    from hintkd.figures import draw_stages
+
+    README.write_text(filled(README.read_text()))
+    x = find_table("table1").experiments(methods=["layerwise-hint"], nets=[1])[-1]
+    draw_stages(ROOT / "docs/stages.png", [teacher_stage(x), *METHODS["layerwise-hint"](x)], "Layer-wise hint training, stage by stage")
+
+
+if __name__ == "__main__":
+    main()

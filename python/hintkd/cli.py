@@ -28,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console()
 Command = TypeVar("Command", bound=Callable[..., None])
 T = TypeVar("T")
+INTERRUPTED = 130                                            # exit status after Ctrl-C, as a shell has it
 
 Jobs = Annotated[int | None, typer.Option(help="Stages side by side; default: as many as the cores allow.", show_default=False)]
 Widths = Annotated[str, typer.Option(help="Channels of the three stacks, such as 16,32,64.")]
@@ -211,16 +212,18 @@ def finish(done: bool, name: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status: 0, 1 if stages failed, 2 for what the user can mend, 130 when interrupted."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        status = app(arguments, standalone_mode=False) or 0
     except UserError as error:
         return complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("hintkd: stopped; the same command goes on from the last snapshots", file=sys.stderr)
-        return 130
+        status = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):             # a usage error, whichever click typer brings
             raise
         return complain(error.format_message())
+    if status == INTERRUPTED:
+        print("hintkd: stopped; the same command goes on from the last snapshots", file=sys.stderr)
+    return status
 
 
 def complain(sentence: str) -> int:

@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -29,6 +30,7 @@ from hintkd.statistics import ensemble_accuracy
 from hintkd.tables import TEACHER, Table, find_table, load_table, table_names
 
 REQUESTS = Path("runs/requests")            # relative to the workspace, which is the current directory
+GPU_JOBS = 2                                # stages side by side on a GPU: these nets do not fill one, their launches do
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
         backend.require_gpu(int(number or 0))
     interpreter = Interpreter(caffe_python or sys.executable, str(Path.cwd()), threads)
     engine = interpreter.require_caffe() if caffe_python else backend.engine(name)
-    jobs = jobs or max(1, len(os.sched_getaffinity(0)) // threads)
+    jobs = jobs or (GPU_JOBS if kind == "gpu" else max(1, len(os.sched_getaffinity(0)) // threads))
     return Resources(Setting(name, engine, kind, threads), interpreter, jobs, int(number or 0), inexact)
 
 
@@ -102,12 +104,20 @@ class Request:
         return self.table.name in table_names() and find_table(self.table.name) == self.table
 
     def save(self, used: Resources, keys: dict[str, str]) -> None:
-        """Keep it in runs/requests with the keys its stages have now, by `stage_name`."""
-        content = {"schema": 1, "scale": self.scale, "repeats": self.repeats, "methods": self.methods, "nets": self.nets,
-                   "seed": self.seed, "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
-                   "caffe_python": None if used.interpreter.is_ours else used.interpreter.python, "keys": keys}
-        write_file(REQUESTS / f"{self.name}.yaml", self.table.dump())
-        write_json(REQUESTS / f"{self.name}.json", content)
+        """Keep it in runs/requests with the keys its stages have now, by `stage_name`; what was asked for before stays asked for."""
+        path = REQUESTS / f"{self.name}.json"
+        before: dict[str, Any] = read_json(path) if path.exists() else {"repeats": 1, "methods": [], "nets": [], "keys": {}}
+
+        def joined(old: list[Any] | None, new: tuple[Any, ...] | None) -> list[Any] | None:
+            return None if old is None or new is None else sorted({*old, *new})
+
+        content = {"schema": 1, "scale": self.scale, "repeats": max(self.repeats, before["repeats"]),
+                   "methods": joined(before["methods"], self.methods), "nets": joined(before["nets"], self.nets), "seed": self.seed,
+                   "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
+                   "caffe_python": None if used.interpreter.is_ours else used.interpreter.python, "keys": {**before["keys"], **keys}}
+        if content != before:
+            write_file(path.with_suffix(".yaml"), self.table.dump())
+            write_json(path, content)
 
 
 def load_request(path: Path) -> tuple[Request, Resources, dict[str, str]]:
@@ -156,9 +166,9 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     todo = plan.unfinished()
     console.print(f"{request.table.title}: {len(plan.tasks)} stages, {len(plan.tasks) - len(todo)} of them finished", highlight=False)
     failures: dict[str, str] = {}
+    if not dry_run:
+        request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)})
     if todo:
-        if not dry_run:
-            request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)})
         with LocalExecutor(used.jobs) as executor:
             with console.status("measuring a few iterations of each net"):
                 cost = estimate(plan, executor, used.jobs, used.interpreter, used.device_id)

@@ -32,6 +32,7 @@ from hintkd.errors import UserError
 from hintkd.files import read_json, write_json, written
 from hintkd.log_parser import START_LINE, parse
 
+FAILURE = "failure.json"                    # why the stage failed when it was last tried
 KEPT = 2                                    # snapshots that stay while a stage runs: one may turn out to be unusable
 
 
@@ -50,6 +51,7 @@ def run(folder: str) -> dict[str, Any]:
         result = os.path.join(folder, "result.json")
         if not os.path.exists(result):
             stage = read_json(os.path.join(folder, "stage.json"))
+            remove(os.path.join(folder, FAILURE))
             with output_to(os.path.join(folder, "log.txt")):
                 write_json(result, PROGRAMS[stage["program"]](folder, stage))
         return read_json(result)
@@ -256,10 +258,16 @@ def drop(state: str) -> None:
     """Delete a snapshot: first its state, without which the other files mean nothing."""
     os.remove(state)
     for path in glob.glob(glob.escape(state[:-len("solverstate")]) + "*"):
-        os.remove(path)
+        remove(path)
 
 
 # ------------------------------------------------------------------------------------------------------------------- files
+
+def remove(path: str) -> None:
+    """Delete a file if it is there."""
+    with suppress(FileNotFoundError):
+        os.remove(path)
+
 
 def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
     """Write a .npz file that appears whole or not at all."""
@@ -305,15 +313,19 @@ def output_to(path: str) -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------------------------------------- command
 
-def answer(folder: str) -> dict[str, Any]:
-    """Run a folder; the error, if any, as one sentence."""
+def answer(folder: str) -> str | None:
+    """Run a folder; the error, if any, as one sentence, which is also kept in the folder."""
     try:
         run(folder)
     except UserError as error:
-        return {"folder": folder, "error": str(error)}
+        sentence = str(error)
     except Exception as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
-        return {"folder": folder, "error": f"{type(error).__name__}: {error} (see {folder}/log.txt)"}
-    return {"folder": folder, "error": None}
+        sentence = f"{type(error).__name__}: {error} (see {folder}/log.txt)"
+    else:
+        return None
+    if os.path.isdir(folder):
+        write_json(os.path.join(folder, FAILURE), sentence)
+    return sentence
 
 
 def die_with(parent: int) -> None:
@@ -328,7 +340,7 @@ def die_with(parent: int) -> None:
 def serve() -> None:
     """Answer each folder named on standard input, until that is closed."""
     for line in sys.stdin:
-        print(json.dumps(answer(line.rstrip("\n"))), flush=True)
+        print(json.dumps({"error": answer(line.rstrip("\n"))}), flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -339,10 +351,10 @@ def main(arguments: list[str]) -> int:
         die_with(int(arguments[1]))
         serve()
         return 0
-    answers = [answer(folder) for folder in arguments]
-    for error in filter(None, (each["error"] for each in answers)):
+    errors = [error for error in map(answer, arguments) if error]
+    for error in errors:
         print(error, file=sys.stderr)
-    return 1 if any(each["error"] for each in answers) else 0
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class Runner:
         self.watcher.failed(task, sentence)
         for other in todo.values():
             if other.key not in self.failures and any(source in self.failures for source in other.sources):
-                self.failures[other.key] = f"it starts from {task.stage.title}, which failed"
+                self.failures[other.key] = f"it needs {task.stage.title}, which failed"
 
     def _stage_json(self, task: Task, setting: Setting) -> dict[str, Any]:
         """What the stage program is told beside the prototxts."""

@@ -18,6 +18,7 @@ from hintkd.errors import UserError
 from hintkd.files import read_json
 from hintkd.keys import differences
 from hintkd.reproduce import REQUESTS, Request, labels, load_request, stage_name
+from hintkd.run_stage import FAILURE
 from hintkd.runner import STAGES, Plan, Task, known_parts
 
 SHOWN = 4                                   # differences that are listed
@@ -25,7 +26,7 @@ SHOWN = 4                                   # differences that are listed
 
 @dataclass(frozen=True)
 class State:
-    """Of one stage: finished, running, begun, waiting or changed, and what there is to say of it."""
+    """Of one stage: finished, running, failed, begun, waiting or changed, and what there is to say of it."""
     name: str
     state: str
     detail: str = ""
@@ -64,6 +65,8 @@ def states(plan: Plan, named: dict[str, str], before: dict[str, str | None]) -> 
             yield State(name, "finished")
         elif is_running(task):
             yield State(name, "running", at(task))
+        elif (failure := task.folder / FAILURE).exists():
+            yield State(name, "failed", read_json(failure))
         elif at(task):
             yield State(name, "begun", at(task))
         elif old and old != task.key and (why := what_changed(plan, task, old)):

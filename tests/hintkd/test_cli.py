@@ -1,0 +1,291 @@
+"""The command line, end to end, on the embedded digits at a hundredth of the demo's schedule."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import torchcaffe
+from hintkd import cli
+from hintkd.experiment import Options
+from hintkd.reproduce import Request
+
+PYTHON = Path(cli.__file__).parents[1]
+SMALL = ["reproduce", "demo", "--scale", "0.01", "--methods", "hint-kd", "--nets", "1,2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with the digits."""
+    folder = tmp_path_factory.mktemp("workspace")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli.main(["prepare", "digits"]) == 0
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def workspace(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    """The workspace after SMALL."""
+    done = subprocess.run([sys.executable, "-m", "hintkd.cli", *SMALL], cwd=place, env=environment(), capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    (place / "first-run.txt").write_text(done.stdout)
+    return place
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PYTHON), str(PYTHON.parent)]), "COLUMNS": "160"}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return status, " ".join(out.split()), err
+
+
+# ------------------------------------------------------------------------------------------------------------------ sentences
+
+@pytest.mark.parametrize("command", ["demo", "generate", "prepare", "reproduce", "status", "report"])
+def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0 and len(out) > 60
+    assert not re.search(r"--[a-z-]+(?: <\w+>)? (?=--)(?!--no-)", out.replace(" / --no-", "/no-")), "a flag without a text"
+
+
+@pytest.mark.parametrize("command", ["generate", "reproduce"])
+def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, command, "--help")
+    assert all("--" + option.name.replace("_", "-") in out for option in fields(Options))
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["reproduce", "tabel3"], "there is no table 'tabel3'; did you mean 'table3'?"),
+    (["reproduce", "nowhere.yaml"], "nowhere.yaml cannot be read: No such file"),
+    (["reproduce", "table3"], "data/mnist/train_lmdb is missing: prepare the data set first, with `hintkd prepare mnist`"),
+    (["reproduce", "demo", "--methods", "hint-dk"], "demo has no row 'hint-dk'; did you mean 'hint-kd'?"),
+    (["reproduce", "demo", "--nets", "one"], "--nets one: give whole numbers"),
+    (["reproduce", "demo", "--nets", "0"], "--nets at least 1"),
+    (["reproduce", "demo", "--scale", "0"], "--scale must be above 0"),
+    (["reproduce", "demo", "--scale", "half"], "'--scale'"),
+    (["reproduce", "demo", "--repeats", "0"], "--repeats"),
+    (["reproduce", "demo", "--jobs", "0"], "--jobs must be at least 1"),
+    (["reproduce", "demo", "--device", "tpu"], "--device tpu: choose cpu, gpu or gpu:N"),
+    (["reproduce", "demo", "--backend", "caffe2"], "--backend caffe2: choose one of torchcaffe, caffe"),
+    (["reproduce", "demo", "--backend", "caffe"], "--backend caffe needs --caffe-python"),
+    (["reproduce", "demo", "--backend", "caffe", "--caffe-python", "nowhere/python"], "--caffe-python nowhere/python: No such file"),
+    (["reproduce", "demo", "--caffe-python", "python"], "give both or neither"),
+    (["reproduce", "demo", "--teacher-depth", "21"], "a ResNet of depth 21 does not exist"),
+    (["reproduce", "demo", "--teacher-weights", "nowhere.caffemodel", "--methods", "kd"], "nowhere.caffemodel: No such file"),
+    (["reproduce", "demo", "--teacher-prototxt", "t.prototxt"], "prototxt was given without its weights"),
+    (["reproduce", "demo", "--shortcut", "C"], "shortcut is 'C'; it must be one of 'A', 'B'"),
+    (["reproduce", "demo", "--label-tau", "two"], "label_tau is 'two'"),
+    (["reproduce", "demo", "--data", "nowhere"], "nowhere has no train_lmdb"),
+    (["reproduce", "demo", "--bogus"], "--bogus"),
+    (["reproduce"], "Missing argument"),
+    (["generate", "--dataset", "cifar1"], "--dataset cifar1: unknown; did you mean 'cifar10'?"),
+    (["generate", "--method", "kkd"], "--method kkd: unknown; did you mean 'kd'?"),
+    (["generate", "--student-widths", "1,2"], "--student-widths 1,2: give three channel counts"),
+    (["generate", "--teacher-depth", "9"], "a ResNet of depth 9 does not exist"),
+    (["generate", "table7"], "there is no table 'table7'"),
+    (["prepare", "mnits"], "did you mean 'mnist'?"),
+    (["prepare", "mnist", "--from", "nowhere"], "--from nowhere is not a folder"),
+    (["status", "table5"], "table5 was not asked for"),
+    (["frobnicate"], "frobnicate"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_the_user_can_mend_is_one_sentence(arguments: list[str], sentence: str, workspace: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert sentence in err and err.startswith("hintkd: ") and err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------------- generate
+
+def test_generate_writes_what_any_caffe_trains_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "--dataset", "mnist", "--method", "hint-kd", "--teacher-depth", "14", "--student-depth", "8",
+                 "--shortcut", "B"]
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0 and "6 prototxts" in out
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.prototxt")}
+    assert len(files) == 6 and all((tmp_path / top).is_dir() for top in ("prototxt", "solvers"))
+    assert run(capsys, *arguments)[0] == 0
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.prototxt")}
+
+
+def test_generate_writes_all_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "generate", "table3", "--out", str(tmp_path))[0] == 0
+    stages = {path.stem for path in tmp_path.glob("prototxt/mnist/**/*.prototxt")}
+    assert {"1-teacher", "1-original", "1-hint", "3-hint3", "4-kd"} <= stages
+
+
+# ------------------------------------------------------------------------------------------------------------------ reproduce
+
+def test_a_dry_run_says_what_it_would_take_and_does_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "reproduce", "demo", "--dry-run", "--methods", "kd", "--nets", "1", "--scale", "0.02", "--device", "cpu")
+    assert status == 0
+    assert re.search(r"2 stages, 0 of them finished", out)
+    assert re.search(r"teacher 24 \S+ s runs/stages/teacher-\w{12}", out) and re.search(r"kd net1 12 \S+ s runs/stages/kd-\w{12}", out)
+    assert re.search(r"about \S+ s? ?with \d+ stages? side by side on cpu, and \d+ MB of disk", out)
+    assert not list(Path("runs").glob("stages/*-*/result.json")) or "trained" in str(workspace)
+
+
+def test_a_table_is_trained_and_recorded(trained: Path) -> None:
+    out = (trained / "first-run.txt").read_text()
+    assert "4 stages, 0 of them finished" in out and "[4/4]" in out and "report" in out
+    record = json.loads((trained / "results/measured/demo-scale0.01/hint-kd/net2.json").read_text())
+    assert set(record) == {"schema", "table", "method", "net", "repeat", "scale", "seed", "options", "choices", "metric", "last", "best",
+                           "iterations", "wall_s", "stages", "provenance", "scaled_from"}
+    assert (record["table"], record["method"], record["net"], record["scale"], record["iterations"]) == ("demo", "hint-kd", 2, 0.01, [9, 6])
+    assert [stage["title"] for stage in record["stages"]] == ["hint", "kd"]
+    kd = record["stages"][1]
+    assert kd["lr"] == [[0, 0.1], [3, 0.01], [4, 0.001]] or [rate for _, rate in kd["lr"]] == [0.1, 0.01, 0.001]
+    assert [i for i, _ in kd["loss"]] == list(range(7)) and [i for i, _ in kd["test"]["accuracy"]] == list(range(1, 7))
+    assert record["stages"][0]["train"]["hint_loss"][0][1] > 0 and record["stages"][0]["last"] == {}
+    best = record["best"]["accuracy"]
+    assert best["value"] == max(value for _, value in kd["test"]["accuracy"]) or best["value"] == record["last"]["accuracy"]
+    provenance = record["provenance"]
+    assert provenance["engine"] == torchcaffe.ENGINE and provenance["threads"] == 1 and provenance["device"] == "cpu"
+    assert record["options"].keys() == {option.name for option in fields(Options)}
+    assert (trained / "results/measured/demo-scale0.01/teacher/net1.json").exists()
+
+
+def test_trained_weights_lie_under_readable_names_and_give_what_is_recorded(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    place = "runs/weights/demo-scale0.01/hint-kd/net1"
+    net = torchcaffe.Net(place + ".prototxt", torchcaffe.TEST, weights=place + ".caffemodel")
+    accuracy = np.mean([float(net.forward()["accuracy"]) for _ in range(4)])
+    record = json.loads(Path("results/measured/demo-scale0.01/hint-kd/net1.json").read_text())
+    assert accuracy == pytest.approx(record["last"]["accuracy"])
+    assert record["stages"][-1]["weights"] == place + ".caffemodel"
+
+
+def test_nets_together_have_an_accuracy_of_their_own(trained: Path) -> None:
+    ensemble = json.loads((trained / "results/measured/demo-scale0.01/hint-kd/ensemble.json").read_text())
+    assert ensemble["nets"] == [1, 2] and 0 <= ensemble["ensemble"] <= 1
+
+
+def test_running_again_finds_everything_done(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    found = [*Path("runs").glob("**/*"), *Path("results/measured").glob("**/*.json")]
+    files = {path: path.stat().st_mtime_ns for path in found if path.is_file()}
+    status, out, _ = run(capsys, *SMALL)
+    assert status == 0 and "4 stages, 4 of them finished" in out and "about" not in out
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_status_says_what_is_finished_and_why_it_would_run_again(trained: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    status, out, _ = run(capsys, "status", "demo")
+    assert status == 0 and "demo-scale0.01: 4 of 4 stages finished" in out and "hint-kd net2: kd finished" in out
+    facts = Path("data/digits/dataset.json")
+    before = facts.read_text()
+    try:
+        facts.write_text(json.dumps({**json.loads(before), "fingerprint": "another"}))
+        _, out, _ = run(capsys, "status")
+    finally:
+        facts.write_text(before)
+    assert "demo-scale0.01: 0 of 4 stages finished" in out
+    assert "teacher changed was finished, and would run again, because of the data of" in out
+
+
+def test_report_renders_what_was_measured(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    status, out, _ = run(capsys, "report")
+    assert status == 0 and "results/report.md" in out and Path("results/report.md").exists()
+
+
+def test_an_option_makes_a_table_of_its_own(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    status, out, _ = run(capsys, "reproduce", "demo", "--scale", "0.01", "--methods", "original", "--nets", "1", "--shortcut", "B",
+                         "--device", "cpu")
+    assert status == 0 and "1 stages, 0 of them finished" in out
+    (table,) = Path("results/measured").glob("demo-shortcut-B-scale0.01/table.yaml")
+    record = json.loads((table.parent / "original/net1.json").read_text())
+    assert record["options"]["shortcut"] == "B"
+
+
+def test_a_teacher_from_elsewhere_takes_the_tables_place(trained: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    teacher = "runs/weights/demo-scale0.01/teacher/net1"
+    status, out, err = run(capsys, "reproduce", "demo", "--scale", "0.01", "--methods", "kd", "--nets", "1", "--device", "cpu",
+                           "--teacher-weights", teacher + ".caffemodel", "--teacher-prototxt", teacher + ".prototxt")
+    assert status == 0, err
+    assert "1 stages, 0 of them finished" in out
+
+
+def test_a_stage_that_fails_is_told_and_the_rest_is_done(trained: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    table = Path("mine.yaml")
+    table.write_text(json.dumps({
+        "title": "Mine", "source": "nobody", "dataset": "digits", "student": {"depth": 8, "widths": [2, 2, 2]},
+        "teacher": {"depth": 8, "widths": [2, 2, 2]}, "nets": 1, "rows": [{"method": "kd"}, {"method": "hint-kd"}],
+        "schedule": {"iterations": 8, "teacher_iterations": 8, "hint_iterations": 8, "hint_lr": 1e30}}))
+    status, out, _ = run(capsys, "reproduce", "mine.yaml", "--device", "cpu")
+    assert status == 1
+    assert "hint-kd net1 is not done: the training diverged at iteration" in out
+    assert "hint-kd net1: hint failed the training diverged" in run(capsys, "status", "mine")[1]
+    assert Path("results/measured/mine/kd/net1.json").exists() and not Path("results/measured/mine/hint-kd/net1.json").exists()
+
+
+def test_ctrl_c_says_that_it_goes_on_and_leaves_nothing_running(workspace: Path) -> None:
+    command = ["reproduce", "demo", "--methods", "original", "--nets", "1", "--device", "cpu", "--scale", "50"]
+    process = subprocess.Popen([sys.executable, "-m", "hintkd.cli", *command], cwd=workspace, env=environment(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(workspace.glob("runs/stages/original-*/progress.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "hintkd: stopped; the same command goes on from the last snapshots\n"
+    running = [entry for entry in Path("/proc").glob("[0-9]*/cwd") if os.path.lexists(entry) and reads(entry) == str(workspace)]
+    assert running == []
+
+
+def reads(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
+
+
+@pytest.mark.slow
+def test_the_demo_runs_every_method_and_the_second_time_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hintkd.demo.Request", partial(Request, scale=0.01))
+    status, out, _ = run(capsys, "demo", "--workspace", "here")
+    assert status == 0 and "43 stages, 0 of them finished" in out
+    methods = {path.parent.name for path in tmp_path.glob("here/results/measured/demo-scale0.01/*/net1.json")}
+    assert methods == {"teacher", "original", "kd", "kd-equal-iterations", "hint-kd", "hint-kd-plus", "layerwise-hint", "concurrent-hint",
+                       "sl-resnet", "sl-resnet-kd"}
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    assert "43 of them finished" in run(capsys, "demo", "--workspace", "here")[1]
+    assert time.monotonic() - start < 30

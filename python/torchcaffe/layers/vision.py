@@ -16,6 +16,18 @@ CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x with its channels last in memory if it has four axes; a net is laid out as its first convolution's bottom is.
+
+    One channel lies the same either way, but only strides that say so are recognised.
+    """
+    if x.dim() != 4:
+        return x
+    if x.shape[1] == 1 and x.is_contiguous():
+        return x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class Windowed(Layer):
     """What Convolution, Deconvolution and Im2col share: where the channels are, and the window's geometry per spatial axis.
 
@@ -121,7 +133,7 @@ class Convolution(Convolving):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         group = self.param.convolution_param.group
-        return CONVOLVE[self.spatial](x, weight, bias, self.stride, self.pad, self.dilation, group)
+        return CONVOLVE[self.spatial](channels_last(x), weight, bias, self.stride, self.pad, self.dilation, group)
 
 
 @layer("Deconvolution")

@@ -26,10 +26,16 @@ def set_mode_cpu() -> None:
 
 
 def set_mode_gpu() -> None:
-    """Nets built from now on live on the GPU chosen by set_device.  Raises CaffeError where torch sees none."""
+    """Nets built from now on live on the GPU chosen by set_device.  Raises CaffeError where torch sees none.
+
+    Arithmetic is float32 throughout, not TF32, and of cuDNN's kernels only those that give the same bytes every time are used.
+    """
     global _gpu
     if not torch.cuda.is_available():
         raise CaffeError("no GPU: torch finds no CUDA device; use set_mode_cpu() or leave --gpu away")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     _gpu = True
 
 

@@ -7,9 +7,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # torch's spinning threads make two busy processes 20 times slower
 
 from torchcaffe.errors import CaffeError, SidecarError
+from torchcaffe.glog import init_log, log
 from torchcaffe.layers import LAYERS as _LAYERS
 from torchcaffe.layers.python import PyLayer as Layer
-from torchcaffe.log import init_log
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, set_threads
 from torchcaffe.solver import (
@@ -50,6 +50,7 @@ __all__ = [
     "get_solver",
     "init_log",
     "layer_type_list",
+    "log",
     "number_type",
     "set_device",
     "set_mode_cpu",

@@ -21,7 +21,7 @@ import torch
 
 from torchcaffe import ENGINE
 from torchcaffe.errors import CaffeError
-from torchcaffe.log import info
+from torchcaffe.glog import info
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu

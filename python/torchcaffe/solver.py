@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcaffe import continuation, formats, graph, log, policies, settings, updates
+from torchcaffe import continuation, formats, glog, graph, policies, settings, updates
 from torchcaffe.build import Learnable
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import TEST, TRAIN, Net
@@ -137,22 +137,22 @@ class Solver:
     def solve(self, resume_file: str | Path | None = None) -> None:
         """Train to max_iter, from a .solverstate if given, with Caffe's end of a run: snapshot, last loss, last test."""
         p = self.param
-        log.info(f"Solving {self.net.name}")
-        log.info(f"Learning Rate Policy: {p.lr_policy}")
+        glog.info(f"Solving {self.net.name}")
+        glog.info(f"Learning Rate Policy: {p.lr_policy}")
         if resume_file is not None:
             self.restore(resume_file)
         self.step(p.max_iter - self.iter)
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot != 0):
             self.snapshot()
         if self._request == "stop":
-            log.info("Optimization stopped early.")
+            glog.info("Optimization stopped early.")
             return
         if p.display and self.iter % p.display == 0:
             self._losses.append(self._forward(self.net))
-            log.info(f"Iteration {self.iter}, loss = {self._smoothed_loss():g}")
+            glog.info(f"Iteration {self.iter}, loss = {self._smoothed_loss():g}")
         if p.test_interval and self.iter % p.test_interval == 0:
             self.test_all()
-        log.info("Optimization Done.")
+        glog.info("Optimization Done.")
 
     def request(self, action: str) -> None:
         """Ask a running step() to "stop" after its iteration, or to take a "snapshot"; safe from a signal handler."""
@@ -167,7 +167,7 @@ class Solver:
         if id(net) not in self._programs:
             reason = "debug_info is on" if self.param.debug_info else why_not(net)
             if self.fast and reason:
-                log.info(f"{net.source} runs layer by layer: {reason}", "step.py:1")
+                glog.info(f"{net.source} runs layer by layer: {reason}", "step.py:1")
             moving = {i for indices in self._groups().values() for i in indices}
             at_rest = set(range(len(self.learnable))) - moving if net is self.net else None
             self._programs[id(net)] = Program(net, at_rest) if self.fast and not reason else None
@@ -229,7 +229,7 @@ class Solver:
     def _update(self, gradients: list[Tensor | None], display: bool) -> None:
         p, rate = self.param, self.lr
         if display:
-            log.info(f"Iteration {self.iter}, lr = {rate:g}", "sgd_solver.cpp:105")
+            glog.info(f"Iteration {self.iter}, lr = {rate:g}", "sgd_solver.cpp:105")
         present = [i for i, g in enumerate(gradients) if g is not None]
         known = updates.clip([g for g in gradients if g is not None], p.clip_gradients)
         if p.iter_size != 1 and known:
@@ -267,7 +267,7 @@ class Solver:
             self._test(index, net)
 
     def _test(self, index: int, net: Net) -> None:
-        log.info(f"Iteration {self.iter}, Testing net (#{index})", "solver.cpp:330")
+        glog.info(f"Iteration {self.iter}, Testing net (#{index})", "solver.cpp:330")
         net.share_with(self.net)
         self._refresh(net)
         totals: list[Tensor] = []
@@ -277,13 +277,13 @@ class Solver:
             values = [net.blobs[name].data_slot.value().detach().double() for name in net.outputs]
             totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
         if self.param.test_compute_loss:
-            log.info(f"Test loss: {total_loss / batches:g}", "solver.cpp:390")
+            glog.info(f"Test loss: {total_loss / batches:g}", "solver.cpp:390")
         self._log_outputs("Test", net, [t / batches for t in totals], "solver.cpp:397")
 
     def _display(self) -> None:
         now, (then, since) = time.monotonic(), self._display_mark
         per_second = (self.iter - since) / max(now - then, 1e-9)
-        log.info(f"Iteration {self.iter} ({per_second:g} iter/s, {now - then:g}s/{self.param.display} iters), "
+        glog.info(f"Iteration {self.iter} ({per_second:g} iter/s, {now - then:g}s/{self.param.display} iters), "
                  f"loss = {self._smoothed_loss():g}", "solver.cpp:218")
         self._display_mark = (now, self.iter)
         self._log_outputs("Train", self.net, [self.net.blobs[n].data_slot.value() for n in self.net.outputs], "solver.cpp:237")
@@ -294,7 +294,7 @@ class Solver:
         for name, tensor in zip(net.outputs, values, strict=True):
             for value in tensor.reshape(-1).tolist():
                 note = f" (* {weights[name]:g} = {weights[name] * value:g} loss)" if weights[name] else ""
-                log.info(f"    {what} net output #{number}: {name} = {value:g}{note}", where)
+                glog.info(f"    {what} net output #{number}: {name} = {value:g}{note}", where)
                 number += 1
 
     def _smoothed_loss(self) -> float:
@@ -310,9 +310,9 @@ class Solver:
         kind = "HDF5" if hdf5 else "binary proto"
         if self.exact:
             continuation.write(self, continuation.path_beside(state))
-        log.info(f"Snapshotting to {kind} file {model}", "solver.cpp:447")
+        glog.info(f"Snapshotting to {kind} file {model}", "solver.cpp:447")
         self.net.save(model, diffs=self.param.snapshot_diff)
-        log.info(f"Snapshotting solver state to {kind} file {state}", "sgd_solver.cpp:273")
+        glog.info(f"Snapshotting solver state to {kind} file {state}", "sgd_solver.cpp:273")
         history = [h.detach().cpu().numpy() for slot in self.histories for h in slot]
         formats.write_state(state, formats.State(self.iter, model, self.current_step, history))
         return state
@@ -340,7 +340,7 @@ class Solver:
         self._programs.clear()
         if self.exact:
             continuation.read(self, continuation.path_beside(state_file))
-        log.info(f"Restored from {state_file} at iteration {self.iter}", "sgd_solver.cpp:318")
+        glog.info(f"Restored from {state_file} at iteration {self.iter}", "sgd_solver.cpp:318")
 
     def share_weights(self, net: Net) -> None:
         """Train another net's parameters (data only) from now on."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchcaffe.errors import CaffeError
-from torchcaffe.log import error as log_error
+from torchcaffe.glog import error as log_error
 from torchcaffe.proto import caffe_pb2
 
 SOURCE = "upgrade_proto.cpp:0"

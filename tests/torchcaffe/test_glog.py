@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from torchcaffe.log import _level_from_environment, error, info, init_log, log, warning
+from torchcaffe.glog import _level_from_environment, error, info, init_log, log, warning
 
 
 @pytest.fixture(autouse=True)

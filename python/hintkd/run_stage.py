@@ -134,7 +134,7 @@ def begin(caffe: Any, folder: str, stage: dict[str, Any], found: dict[str, str])
             solver.fast, solver.exact = stage["fast"], exact
         return solver
 
-    if torchcaffe and os.path.exists(path):
+    if torchcaffe and snapshots(folder):
         progress = read_json(path)
         changed = [f"{name} {progress['environment'].get(name)} -> {value}" for name, value in sorted(found.items())
                    if name != "python" and progress["environment"].get(name) != value]
@@ -232,17 +232,18 @@ def machine() -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------------------- snapshots
 
-def snapshot(folder: str, iteration: int, kind: str) -> str:
+def snapshot(folder: str, iteration: int | str, kind: str) -> str:
     """The file that Caffe writes for a snapshot; kind is caffemodel or solverstate."""
     return os.path.join(folder, f"snapshot_iter_{iteration}.{kind}")
 
 
 def snapshots(folder: str) -> list[str]:
     """The solver states in the folder, newest first."""
-    return sorted(glob.glob(snapshot(glob.escape(folder), "*", "solverstate")), key=iteration_of, reverse=True)     # type: ignore[arg-type]
+    return sorted(glob.glob(snapshot(glob.escape(folder), "*", "solverstate")), key=iteration_of, reverse=True)
 
 
 def iteration_of(path: str) -> int:
+    """The iteration in a snapshot's name."""
     found = re.search(r"_iter_(\d+)\.", path)
     assert found, path
     return int(found[1])
@@ -287,6 +288,7 @@ def say(text: str) -> None:
 
 
 def flush() -> None:
+    """Send what was printed on its way."""
     sys.stdout.flush()
     sys.stderr.flush()
 
@@ -320,7 +322,8 @@ def answer(folder: str) -> str | None:
     except UserError as error:
         sentence = str(error)
     except Exception as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
-        sentence = f"{type(error).__name__}: {error} (see {folder}/log.txt)"
+        kind = "" if type(error).__name__ == "CaffeError" else f"{type(error).__name__}: "
+        sentence = f"{kind}{error} (see {folder}/log.txt)"
     else:
         return None
     if os.path.isdir(folder):

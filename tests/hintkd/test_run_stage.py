@@ -160,6 +160,12 @@ def test_going_on_under_other_numerics_is_refused_unless_asked_for(monkeypatch: 
     assert result["inexact"] and "starts at iteration 40" in (folder / "log.txt").read_text()
 
 
+def test_what_never_came_to_a_snapshot_starts_again_under_any_numerics() -> None:
+    folder = write_stage("a", tiny.net(), tiny.solver())
+    (folder / "progress.json").write_text('{"environment": {"instructions": "ABACUS"}}')
+    assert not run("a")["inexact"]
+
+
 def test_only_the_last_two_snapshots_stay_while_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_stage("a", tiny.net(), tiny.solver(iterations=100))
     interrupt(monkeypatch, folder, 80)

@@ -4,9 +4,12 @@ Follows Net::Init of Caffe's net.cpp decision for decision; net.py and step.py r
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchcaffe.blob import Blob, Shape, check_shape
 from torchcaffe.errors import CaffeError
@@ -46,11 +49,35 @@ class Node:
         self.seen_shapes = shapes
         self.write_loss_weights()
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether the layer works in place and Caffe's backward then reads what it has overwritten."""
+        return hasattr(self.layer, "in_place_gradient") and self.bottoms[0] is self.tops[0]
+
+    def forward(self, *bottoms: Tensor) -> Tensor | Sequence[Tensor]:
+        """The layer's forward, with Caffe's gradient also where that is not the layer's."""
+        return _Overwritten.apply(bottoms[0], self) if self.overwrites else self.layer.forward(*bottoms)
+
     def write_loss_weights(self) -> None:
         """Put the loss weights into the tops' diffs, where forward and backward read them (Caffe: SetLossWeights)."""
         for blob, weight in zip(self.tops, self.loss_weights, strict=False):
             if weight:
                 blob.diff_slot.assign(torch.full_like(blob.diff_value(), weight))
+
+
+class _Overwritten(torch.autograd.Function):
+    """A layer in place whose gradient Caffe computes from what its blob holds when backward comes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, node: Node) -> Any:
+        ctx.node = node
+        return node.layer.forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        node: Node = ctx.node
+        y = node.tops[0].data_slot.value().detach()
+        return node.layer.in_place_gradient(y, *grads), None  # type: ignore[attr-defined]
 
 
 @dataclass

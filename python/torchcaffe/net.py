@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaffe import formats, graph, settings
+from torchcaffe import formats, glog, graph, settings
 from torchcaffe.blob import Blob
 from torchcaffe.build import Graph, build, check_differentiable
 from torchcaffe.errors import CaffeError
@@ -78,6 +78,10 @@ class Net:
         self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
         self._differentiable = False
+        odd = [f"'{n.layer.name}' ({n.layer.type})" for n in self.graph.nodes if n.overwrites and n.need_backward and n.bottom_need[0]]
+        if odd:
+            glog.warning(f"{source}: {', '.join(odd)} in place: the gradient is Caffe's, which is computed from the overwritten blob "
+                         "and is not the true one; give the top a name of its own for that", "net.cpp:0")
 
     @contextmanager
     def located(self) -> Iterator[None]:
@@ -149,7 +153,7 @@ class Net:
             node.reshape()
             with torch.set_grad_enabled(node.need_backward):
                 inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, node.bottom_need, strict=True)]
-                result = layer.forward(*inputs)
+                result = node.forward(*inputs)
             tops = [result] if isinstance(result, Tensor) else list(result)
             if node.need_backward:
                 self._tapes[index] = (inputs, tops)

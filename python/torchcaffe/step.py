@@ -35,6 +35,8 @@ def why_not(net: Net) -> str | None:
         for name, weight in zip(node.top_names, node.loss_weights, strict=True):
             if weight and name in consumed and node.layer.type != "Split":
                 return f"the loss '{name}' is also the bottom of another layer"
+            if name in net.inputs and node.layer.type != "Input":
+                return f"layer '{node.layer.name}' changes the input '{name}' in place"
     return None
 
 
@@ -176,4 +178,4 @@ def _function(chain: list[Node], before: list[Operation]) -> Callable[..., Tops]
     if is_plain_relu(node) and node.top_names == node.bottom_names and before \
             and before[-1].tops == node.bottom_names and before[-1].nodes[-1].layer.type in FRESH:
         return F.relu_
-    return layer.forward
+    return node.forward

@@ -57,6 +57,8 @@ class Layer:
       in_place          False where Caffe refuses a top that is also a bottom, or overwrites what it still has to read
       no_force          bottoms that force_backward does not reach (Caffe: AllowForceBackward)
       not_differentiable  bottoms to which Caffe aborts when asked to propagate ("all" for every one)
+      in_place_gradient(y, dy)  a method of layers whose backward in Caffe reads the overwritten bottom when they work in place: what
+                        Caffe then computes for the bottom, from what the blob holds at that time and its diff
       reshapes_itself   top_shapes is called before every forward pass, not only when a bottom has changed (Python layers)
     Instance attributes:
       param, name, phase, context     the LayerParameter and where it is used

@@ -1,7 +1,7 @@
 """Layers that treat every element alike: activations, powers and logarithms, dropout.
 
-All may work in place.  Caffe's Power, Log, BNLL and Clip then read the overwritten bottom in backward, which gives a wrong
-gradient; here the gradient is that of the layer.  ReLU, PReLU and ELU treat 0 as negative.
+All but AbsVal may work in place.  Caffe's Power, Log, BNLL and Clip then read the overwritten bottom in backward, and Power and Log
+write over the top's diff before they read it; their `in_place_gradient` follows.  ReLU, PReLU and ELU treat 0 as negative.
 """
 from __future__ import annotations
 
@@ -115,6 +115,15 @@ class Power(Neuron):
             x = x + p.shift
         return x if p.power == 1 else x.pow(p.power)
 
+    def in_place_gradient(self, y: Tensor, dy: Tensor) -> Tensor:
+        p = self.param.power_param
+        slope = p.scale * p.power
+        if slope == 0 or p.power == 1:
+            return torch.full_like(y, slope * slope)
+        inner = p.scale * y + p.shift
+        factor = slope * (inner if p.power == 2 else y / inner)     # y stands for x and for what it was raised to
+        return factor * factor
+
 
 def _power(base: float, exponent: float) -> float:
     """As C's pow: NaN and infinity where Python raises."""
@@ -155,6 +164,11 @@ class Log(Neuron):
         y = torch.log(x * p.scale + p.shift)
         return y if self.factor == 1 else y * self.factor
 
+    def in_place_gradient(self, y: Tensor, dy: Tensor) -> Tensor:
+        p = self.param.log_param
+        factor = self.factor * p.scale / (p.scale * y + p.shift)
+        return factor * factor
+
 
 @layer("AbsVal")
 class AbsVal(Neuron):
@@ -173,6 +187,9 @@ class BNLL(Neuron):
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(x, threshold=50)
 
+    def in_place_gradient(self, y: Tensor, dy: Tensor) -> Tensor:
+        return dy * torch.sigmoid(y)
+
 
 @layer("Clip")
 class Clip(Neuron):
@@ -180,6 +197,10 @@ class Clip(Neuron):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(self.param.clip_param.min, self.param.clip_param.max)
+
+    def in_place_gradient(self, y: Tensor, dy: Tensor) -> Tensor:
+        p = self.param.clip_param
+        return dy * ((y >= p.min) & (y <= p.max))
 
 
 @layer("Swish")

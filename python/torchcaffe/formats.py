@@ -98,7 +98,8 @@ def replacing(path: StrPath) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _write_message(path: StrPath, message: Message) -> None:
+def write_message(path: StrPath, message: Message) -> None:
+    """Write a message in binary form."""
     try:
         data = message.SerializeToString()
     except (EncodeError, ValueError) as error:
@@ -107,7 +108,8 @@ def _write_message(path: StrPath, message: Message) -> None:
         part.write_bytes(data)
 
 
-def _read_message(path: StrPath, message: M, what: str) -> M:
+def read_message(path: StrPath, message: M, what: str) -> M:
+    """Merge the binary file into `message` and return it; `what` it should be is for errors only."""
     try:
         message.ParseFromString(Path(path).read_bytes())
     except OSError as error:
@@ -144,7 +146,7 @@ def read_weights(path: StrPath) -> Weights:
     """
     if _is_hdf5(path):
         return _read_hdf5(path, "a caffemodel", _weights_from_hdf5)
-    net = _read_message(path, caffe_pb2.NetParameter(), "a caffemodel")
+    net = read_message(path, caffe_pb2.NetParameter(), "a caffemodel")
     if not net.layer and not net.layers:
         raise CaffeError(f"{path}: holds no layers, so it is not a caffemodel")
     return _named(path, lambda: [(layer.name, [blob_to_array(blob) for blob in layer.blobs]) for layer in upgrade.upgrade_net(net).layer])
@@ -155,7 +157,7 @@ def write_weights(path: StrPath, net: caffe_pb2.NetParameter) -> None:
     if str(path).endswith(".h5"):
         write_weights_hdf5(path, net)
     else:
-        _write_message(path, net)
+        write_message(path, net)
 
 
 def write_weights_hdf5(path: StrPath, net: caffe_pb2.NetParameter) -> None:
@@ -177,7 +179,7 @@ def write_weights_hdf5(path: StrPath, net: caffe_pb2.NetParameter) -> None:
                     diff[str(i)] = blob_to_array(blob, diff=True)
                 owned.add(name)
 
-    _write_hdf5(path, write)
+    write_hdf5(path, write)
 
 
 def _weights_from_hdf5(file: h5py.File) -> Weights:
@@ -199,7 +201,7 @@ def read_state(path: StrPath) -> State:
     """A .solverstate, binary or HDF5 (Caffe: SGDSolver::RestoreSolverStateFromBinaryProto and ...HDF5)."""
     if _is_hdf5(path):
         return _read_hdf5(path, "a solver state", _state_from_hdf5)
-    state = _read_message(path, caffe_pb2.SolverState(), "a solver state")
+    state = read_message(path, caffe_pb2.SolverState(), "a solver state")
     if not (state.HasField("iter") and state.HasField("learned_net")):      # a mean image has a field 1 too
         raise CaffeError(f"{path}: holds no iteration, so it is not a solver state")
     return _named(path, lambda: State(state.iter, state.learned_net, state.current_step, [blob_to_array(blob) for blob in state.history]))
@@ -208,7 +210,7 @@ def read_state(path: StrPath) -> State:
 def write_state(path: StrPath, state: State) -> None:
     """Write a .solverstate, HDF5 if the name ends in .h5."""
     if not str(path).endswith(".h5"):
-        _write_message(path, caffe_pb2.SolverState(iter=state.iter, learned_net=state.learned_net, current_step=state.current_step,
+        write_message(path, caffe_pb2.SolverState(iter=state.iter, learned_net=state.learned_net, current_step=state.current_step,
                                                    history=[array_to_blob(array) for array in state.history]))
         return
 
@@ -221,7 +223,7 @@ def write_state(path: StrPath, state: State) -> None:
         for i, array in enumerate(state.history):
             history[str(i)] = array
 
-    _write_hdf5(path, write)
+    write_hdf5(path, write)
 
 
 def _state_from_hdf5(file: h5py.File) -> State:
@@ -235,7 +237,7 @@ def _state_from_hdf5(file: h5py.File) -> State:
 # -- mean images ---------------------------------------------------------------------------------------------------
 def read_mean(path: StrPath) -> np.ndarray:
     """The image in a mean.binaryproto, (channels, height, width)."""
-    blob = _read_message(path, caffe_pb2.BlobProto(), "a mean image")
+    blob = read_message(path, caffe_pb2.BlobProto(), "a mean image")
     array = _named(path, lambda: blob_to_array(blob))
     if array.ndim < 3 or prod(array.shape[:-3]) != 1:
         raise CaffeError(f"{path}: has shape {array.shape}, a mean image has channels, height and width")
@@ -247,7 +249,7 @@ def write_mean(path: StrPath, image: np.ndarray) -> None:
     blob = array_to_blob(image.astype(np.float32))
     blob.ClearField("shape")
     blob.num, (blob.channels, blob.height, blob.width) = 1, image.shape
-    _write_message(path, blob)
+    write_message(path, blob)
 
 
 # -- HDF5 ----------------------------------------------------------------------------------------------------------
@@ -259,7 +261,8 @@ def _read_hdf5(path: StrPath, what: str, read: Callable[[h5py.File], Any]) -> An
         raise CaffeError(f"{path}: is not {what} in HDF5, or is damaged or cut off") from None
 
 
-def _write_hdf5(path: StrPath, write: Callable[[h5py.File], None]) -> None:
+def write_hdf5(path: StrPath, write: Callable[[h5py.File], None]) -> None:
+    """Write an HDF5 file with what `write` puts into it."""
     with replacing(path) as part:
         try:
             with h5py.File(part, "w") as file:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lmdbs import batches, data_layer, net, numbered, write, write_images
+from torchcaffe.data import images as data_images
 from torchcaffe.data import lmdb_reader
 from torchcaffe.errors import CaffeError
 from torchcaffe.io import array_to_datum
@@ -64,7 +65,7 @@ def test_draws_depend_on_seed_layer_and_pass(tmp_path):
 def test_a_set_too_large_to_keep_gives_the_same_batches(tmp_path, monkeypatch):
     database = write_images(tmp_path / "lmdb", numbered(10))
     kept = batches(net(tmp_path, data_layer(database, 4, RANDOM)), 6)
-    monkeypatch.setattr(lmdb_reader, "KEEP_BYTES", 10)
+    monkeypatch.setattr(data_images, "KEEP_BYTES", 10)
     streamed = net(tmp_path, data_layer(database, 4, RANDOM))
     np.testing.assert_array_equal(batches(streamed, 6), kept)
     assert streamed.layers[0].images._kept is None
@@ -106,9 +107,13 @@ def test_float_records_are_not_rounded(tmp_path):
 def test_one_handle_serves_all_layers_and_is_closed_after_them(tmp_path):
     database = write_images(tmp_path / "lmdb", numbered(4))
     models = [net(tmp_path, data_layer(database, 2), phase) for phase in (caffe_pb2.TRAIN, TEST)]
-    handle, other = (weakref.ref(model.layers[0].images._database) for model in models)
-    assert handle() is not None and handle() is other()
-    models.clear()
+    handle = weakref.ref(lmdb_reader.open_database(database))
+    for model in models:
+        model.forward()
+    model = models.pop()
+    gc.collect()
+    assert handle() is lmdb_reader.open_database(database)
+    del model, models
     gc.collect()
     assert handle() is None
 
@@ -151,5 +156,5 @@ def test_leveldb_is_refused_with_what_to_do(tmp_path):
     database = write_images(tmp_path / "lmdb", numbered(2))
     with pytest.raises(CaffeError, match="is an LMDB, so write `backend: LMDB`"):
         net(tmp_path, data_layer(database, 2).replace("backend: LMDB", ""))
-    with pytest.raises(CaffeError, match="convert the database to LMDB"):
+    with pytest.raises(CaffeError, match="run `torchcaffe convert_leveldb .* .*_lmdb`"):
         net(tmp_path, data_layer(tmp_path / "leveldb", 2, backend="LEVELDB"))

@@ -26,7 +26,7 @@ def image(datum: caffe_pb2.Datum, where: str, color: bool | None = None) -> np.n
     Caffe: data_transformer.cpp, io.cpp (DecodeDatumToCVMat).
     """
     if datum.encoded:
-        return _decode(datum.data, where, color)
+        return decode(datum.data, where, color)
     shape = datum.channels, datum.height, datum.width
     data = np.frombuffer(datum.data, np.uint8) if datum.data else np.array(datum.float_data, np.float32)
     if min(shape) <= 0 or data.size != shape[0] * shape[1] * shape[2]:
@@ -34,8 +34,8 @@ def image(datum: caffe_pb2.Datum, where: str, color: bool | None = None) -> np.n
     return data.reshape(shape)
 
 
-def _decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
-    """An encoded image as Caffe's OpenCV decodes it, up to a rounding of 1 where colour becomes gray."""
+def decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
+    """An encoded image as Caffe's OpenCV decodes it, up to a rounding of 1 where colour becomes gray; arguments and axes as in image()."""
     try:
         from PIL import Image
     except ImportError:
@@ -49,9 +49,9 @@ def _decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
                 wanted = {"1": "L", "L": "L", "LA": "RGBA", "PA": "RGBA", "RGBA": "RGBA"}.get(mode, "RGB")
             pixels = np.asarray(picture.convert(wanted))
     except Exception as error:  # noqa: BLE001    Pillow raises a dozen types on damaged images
-        raise CaffeError(f"{where} is encoded, but not as an image that can be decoded ({error}); write the database again") from None
+        raise CaffeError(f"{where} is encoded, but not as an image that can be decoded ({error}); write it again") from None
     if mode[0] in "IF":
-        raise CaffeError(f"{where} holds an image of more than 8 bits per channel; write the database with 8 bits")
+        raise CaffeError(f"{where} holds an image of more than 8 bits per channel; write it with 8 bits")
     if pixels.ndim == 2:
         return pixels[None]
     order = [2, 1, 0, 3][:pixels.shape[2]]

@@ -1,21 +1,20 @@
 """LMDBs of Datum messages, read by position.
 
 Records are counted in the byte order of their keys, as Caffe's cursor meets them.  A database is open once per process (py-lmdb
-refuses a second time), shared by all who ask for it, and closed when nobody holds it.  Images are decoded on first use and kept,
-as long as all have one shape and fit KEEP_BYTES; a set that does not fit is decoded again for every batch.
+refuses a second time), shared by all who ask for it, and closed when nobody holds it.
 """
 from __future__ import annotations
 
 import os
+from functools import partial
 from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
 
 from torchcaffe.data import datum
+from torchcaffe.data.images import Images
 from torchcaffe.errors import CaffeError
-
-KEEP_BYTES = 2 * 2**30
 
 
 class Database:
@@ -57,49 +56,13 @@ class Database:
         """The decoded records; `color` as in datum.image."""
         images = self._images.get(color)
         if images is None:
-            images = self._images[color] = Images(self, color)
+            images = self._images[color] = Images(len(self), partial(self._image, color))
         return images
 
-
-class Images:
-    """Images and labels of a database.  `shape` is that of the first image, (channels, height, width)."""
-
-    def __init__(self, database: Database, color: bool | None):
-        self._database, self._color, self.count = database, color, len(database)
-        first, _ = self._read_one(0)
-        self.shape = first.shape
-        self._kept: np.ndarray | None = None
-        if first.dtype == np.uint8 and first.size * self.count <= KEEP_BYTES:
-            self._kept = np.empty((self.count, *self.shape), np.uint8)
-        self._labels = np.empty(self.count, np.int32)
-        self._known = np.zeros(self.count, bool)
-
-    def read(self, positions: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """Images and int32 labels at `positions`: one (n, channels, height, width) array, or a list where shapes or types differ."""
-        if self._keep(positions):
-            assert self._kept is not None
-            return self._kept[positions], self._labels[positions]
-        images, labels = zip(*(self._read_one(i) for i in positions.tolist()), strict=True)
-        alike = len({(image.shape, image.dtype) for image in images}) == 1
-        return np.stack(images) if alike else list(images), np.array(labels, np.int32)
-
-    def _keep(self, positions: np.ndarray) -> bool:
-        """Decode what is not known yet; False, for good, once a record is met that does not fit the array."""
-        if self._kept is None:
-            return False
-        for i in positions[~self._known[positions]].tolist():
-            image, self._labels[i] = self._read_one(i)
-            if image.shape != self.shape or image.dtype != np.uint8:
-                self._kept = None
-                return False
-            self._kept[i] = image
-            self._known[i] = True
-        return True
-
-    def _read_one(self, position: int) -> tuple[np.ndarray, int]:
-        where = self._database.where(position)
-        message = datum.parse(self._database[position], where)
-        return datum.image(message, where, self._color), message.label
+    def _image(self, color: bool | None, position: int) -> tuple[np.ndarray, int]:
+        where = self.where(position)
+        message = datum.parse(self[position], where)
+        return datum.image(message, where, color), message.label
 
 
 _open: WeakValueDictionary[tuple[int, int], Database] = WeakValueDictionary()

@@ -56,7 +56,7 @@ class Transformer:
         if isinstance(images, np.ndarray):
             return self._batch(images, draws)
         if len({self.output_shape(image.shape) for image in images}) > 1:
-            raise CaffeError("the images of a batch differ in shape; set crop_size, or write the database with images of one size")
+            raise CaffeError("the images of a batch differ in shape; set crop_size, or give all images one size")
         return np.concatenate([self._batch(image[None], draws[:, i:i + 1]) for i, image in enumerate(images)])
 
     def _batch(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:

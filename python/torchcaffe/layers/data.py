@@ -65,7 +65,8 @@ class Data(Source):
             is_lmdb = os.path.exists(os.path.join(param.source, "data.mdb"))
             self.require(False, "the backend is LEVELDB, Caffe's default, which is not read here; "
                          + (f"{param.source} is an LMDB, so write `backend: LMDB` in data_param" if is_lmdb else
-                            "convert the database to LMDB and write `backend: LMDB` in data_param"))
+                            f"run `torchcaffe convert_leveldb {param.source} {param.source}_lmdb`, make that the source and "
+                            "write `backend: LMDB` in data_param"))
         with self.naming_errors():
             self.transform = Transformer(self.param.transform_param, self.phase == caffe_pb2.TRAIN)
             self.images = open_database(param.source).images(self.transform.color)

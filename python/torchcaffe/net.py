@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaffe import formats, glog, graph, settings
+from torchcaffe import debug, formats, glog, graph, settings
 from torchcaffe.blob import Blob
 from torchcaffe.build import Graph, build, check_differentiable
 from torchcaffe.errors import CaffeError
@@ -78,6 +78,7 @@ class Net:
         self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
         self._differentiable = False
+        self.debug_info: bool = param.debug_info            # print what debug.py says about every layer
         odd = [f"'{n.layer.name}' ({n.layer.type})" for n in self.graph.nodes if n.overwrites and n.need_backward and n.bottom_need[0]]
         if odd:
             glog.warning(f"{source}: {', '.join(odd)} in place: the gradient is Caffe's, which is computed from the overwritten blob "
@@ -126,6 +127,8 @@ class Net:
         for index in range(start, end + 1):
             self._call("before_forward", index)
             loss += self._forward_layer(index)
+            if self.debug_info:
+                debug.forward(self, index)
             self._call("after_forward", index)
         self._flush()
         return loss
@@ -195,7 +198,11 @@ class Net:
             self._call("before_backward", index)
             if self.graph.nodes[index].need_backward:
                 self._backward_layer(index)
+                if self.debug_info:
+                    debug.backward(self, index)
             self._call("after_backward", index)
+        if self.debug_info and (start, end) == (len(self.layers) - 1, 0):
+            debug.all_parameters(self)
         self._flush()
 
     def _backward_layer(self, index: int) -> None:

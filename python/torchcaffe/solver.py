@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcaffe import continuation, formats, glog, graph, policies, settings, updates
+from torchcaffe import continuation, debug, formats, glog, graph, policies, settings, updates
 from torchcaffe.build import Learnable
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import TEST, TRAIN, Net
@@ -92,6 +92,7 @@ class Solver:
         nets = [self._make_net(s, TEST, state, i + 1) for i, (s, state) in enumerate(zip(sources, states, strict=True))]
         for net in nets:
             net.share_with(self.net)
+            net.debug_info = p.debug_info
         return nets
 
     def _make_net(self, source: caffe_pb2.NetParameter | str, phase: int, states: list[caffe_pb2.NetState], index: int) -> Net:
@@ -123,12 +124,15 @@ class Solver:
             for on_start, _ in self._callbacks:
                 on_start()
             display = bool(p.display) and self.iter % p.display == 0
+            self.net.debug_info = display and p.debug_info
             gradients = self._pass()
             if display:
                 self._display()
             for _, on_gradients_ready in self._callbacks:
                 on_gradients_ready()
             self._update(gradients, display)
+            if self.net.debug_info:
+                debug.update(self.net)
             self.iter += 1
             if (p.snapshot and self.iter % p.snapshot == 0) or self._request == "snapshot":
                 self._request = self._request.replace("snapshot", "")
@@ -235,6 +239,7 @@ class Solver:
         if p.iter_size != 1 and known:
             known = list(torch._foreach_mul(known, 1 / p.iter_size))
         gradient = dict(zip(present, known, strict=True))
+        shown = not self.fast or self._program(self.net) is None    # somebody may look at the diffs, which hold the update from now on
         for (lr_mult, decay_mult), indices in self._groups().items():
             weights = [self.learnable[i].blob.data_slot.value() for i in indices]
             group = [gradient[i] if i in gradient else torch.zeros_like(w) for i, w in zip(indices, weights, strict=True)]
@@ -243,7 +248,7 @@ class Solver:
             change = updates.RULES[self.rule](group, histories, rate * lr_mult, self.iter, p)
             torch._foreach_sub_(weights, change)
             for i, value in zip(indices, change, strict=True):
-                if not self.fast:
+                if shown:
                     self.learnable[i].blob.diff_slot.assign(value)
                 self.learnable[i].blob.data_slot.publish()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Column
 from rich.table import Table as Grid
 
 from hintkd import backend, record
@@ -220,7 +221,8 @@ def keep_ensemble(runs: list[Run], plan: Plan) -> None:
 
 def listing(plan: Plan, named: dict[str, str], cost: Estimate) -> Grid:
     """The stages of a plan, for people."""
-    grid = Grid("stage", "iterations", "time", "folder", box=None, pad_edge=False)
+    grid = Grid("stage", Column("iterations", justify="right"), Column("time", justify="right"), Column("folder", overflow="fold"),
+                box=None, pad_edge=False)
     for task in plan.tasks.values():
         grid.add_row(named[task.key], f"{task.iterations:,}", "finished" if task.is_finished else clock(cost.of(task)), str(task.folder))
     return grid

@@ -244,7 +244,7 @@ def test_kill_9_at_any_moment_leaves_no_trace_in_the_final_bytes() -> None:
     assert (other / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["run_stage", "backend", "errors", "log_parser", "layers"])
+@pytest.mark.parametrize("name", ["run_stage", "backend", "errors", "files", "log_parser", "layers"])
 def test_what_runs_inside_another_caffe_is_python_3_8(name: str) -> None:
     source = (PYTHON / f"hintkd/{name}.py").read_text()
     ast.parse(source, feature_version=(3, 8))

@@ -215,6 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
         status = app(arguments, standalone_mode=False) or 0
     except UserError as error:
         return complain(str(error))
+    except OSError as error:                                 # a full disk, a folder that may not be written
+        return complain(f"{error.filename or 'writing failed'}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Request:
                 for repeat in range(1, self.repeats + 1)
                 for x in self.table.experiments(methods=self.methods, nets=self.nets, scale=self.scale, seed=self.seed, repeat=repeat)]
 
-    @property
+    @cached_property
     def is_papers(self) -> bool:
         """Whether the table is one that `find_table` knows, unchanged."""
         return self.table.name in table_names() and find_table(self.table.name) == self.table
@@ -115,7 +116,7 @@ class Request:
         content = {"schema": 1, "scale": self.scale, "repeats": max(self.repeats, before["repeats"]),
                    "methods": joined(before["methods"], self.methods), "nets": joined(before["nets"], self.nets), "seed": self.seed,
                    "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
-                   "caffe_python": None if used.interpreter.is_ours else used.interpreter.python, "keys": {**before["keys"], **keys}}
+                   "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys}}
         if content != before:
             write_file(path.with_suffix(".yaml"), self.table.dump())
             write_json(path, content)
@@ -195,12 +196,12 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
 def keep(request: Request, runs: list[Run], plan: Plan, task: Task | None = None) -> None:
     """Write the records of the runs that are finished: of those that `task` belongs to, or of all."""
     done = [run for run in runs if all(plan.task(stage).is_finished for stage in run.stages)]
+    if done and not request.is_papers:
+        write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump())
     for run in done:
         if task is None or task.stage in run.stages:
             record.write(run, plan)
-    if task is None and done:
-        if not request.is_papers:
-            write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump())
+    if task is None:
         for method in dict.fromkeys(run.experiment.method for run in done):
             keep_ensemble([run for run in done if run.experiment.method == method and run.repeat == 1], plan)
 

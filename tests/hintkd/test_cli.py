@@ -135,6 +135,12 @@ def test_generate_writes_what_any_caffe_trains_and_nothing_twice(tmp_path: Path,
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.prototxt")}
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prototxt").write_text("a file where a folder is needed")
+    status, _, err = run(capsys, "generate", "--out", str(tmp_path))
+    assert status == 2 and err.count("\n") == 1 and f"{tmp_path}/prototxt" in err
+
+
 def test_generate_writes_all_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "generate", "table3", "--out", str(tmp_path))[0] == 0
     stages = {path.stem for path in tmp_path.glob("prototxt/mnist/**/*.prototxt")}

@@ -9,10 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")           # of processes that test
 
 import pytest
 import torch
+from hypothesis import settings
 
 import check
 
 torch.set_num_threads(1)
+settings.register_profile("unhurried", deadline=None)   # the machine may be busy
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

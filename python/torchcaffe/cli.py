@@ -1,7 +1,7 @@
 """The `caffe` tool: `torchcaffe train`, `test` and `time`, with its flags (`-solver`, `--solver` and `--solver=` alike) and its log lines.
 
 What a command does is the solver's and the net's business; here are flags, devices, signals, and one sentence and status 2 for what
-is wrong.  Caffe: tools/caffe.cpp.
+is wrong.  All other commands are modules of torchcaffe.tools.  Caffe: tools/caffe.cpp.
 """
 from __future__ import annotations
 
@@ -26,16 +26,25 @@ from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu
 from torchcaffe.solver import get_solver
+from torchcaffe.tools import (
+    Run,
+    compute_image_mean,
+    convert_imageset,
+    convert_leveldb,
+    extract_features,
+    upgrade_proto,
+)
 
 SOURCE = "caffe.cpp:0"
+TOOLS = (upgrade_proto, convert_imageset, convert_leveldb, compute_image_mean, extract_features)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for a mistake in flags or files, 130 when interrupted outside training."""
+    """Run one command; the exit status: its own, mostly 0; 2 for a mistake in flags or files, 130 when interrupted outside training."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         args = _parser().parse_args([re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in given])
-        args.command(args)
+        return args.command(args) or 0
     except CaffeError as error:
         print(f"torchcaffe: {error}", file=sys.stderr)
         return 2
@@ -44,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 # -- commands ------------------------------------------------------------------------------------------------------
@@ -187,13 +195,17 @@ def _gpu(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="torchcaffe", description="Train, test and time Caffe nets.", allow_abbrev=False)
+    parser = _Parser(prog="torchcaffe", description="Train, test and time Caffe nets, and what Caffe's other tools do.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=ENGINE)
-    commands = parser.add_subparsers(metavar="train|test|time", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], None]) -> Callable[..., object]:
+    def add(name: str, run: Run) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
         sub.set_defaults(command=run)
+        return sub
+
+    def command(name: str, run: Run) -> Callable[..., object]:
+        sub = add(name, run)
 
         def flag(long: str, **options: object) -> None:
             sub.add_argument(f"--{long}", **options)  # type: ignore[arg-type]
@@ -217,4 +229,6 @@ def _parser() -> argparse.ArgumentParser:
     flag("model", required=True, metavar="FILE", help="net prototxt")
     flag("phase", choices=("TRAIN", "TEST"), default="TRAIN", help="phase of the net (default: %(default)s)")
     flag("iterations", type=_count, default=50, metavar="N", help="passes to time (default: %(default)s)")
+    for tool in TOOLS:
+        tool.register(add)
     return parser

@@ -86,6 +86,8 @@ def array_to_blob(array: np.ndarray, diff: np.ndarray | None = None) -> caffe_pb
 def replacing(path: StrPath) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place, all written out, when the block ends well, and is gone otherwise."""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CaffeError(f"{path}: is not a file; write to another name")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -106,6 +108,12 @@ def write_message(path: StrPath, message: Message) -> None:
         raise CaffeError(f"{path}: cannot be written in binary form ({error}); use HDF5") from None
     with replacing(path) as part:
         part.write_bytes(data)
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Write a text file."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_message(path: StrPath, message: M, what: str) -> M:

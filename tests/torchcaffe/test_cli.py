@@ -177,7 +177,7 @@ def complaint(capfd, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ([], "train|test|time; see torchcaffe --help"),
+    ([], "COMMAND; see torchcaffe --help"),
     (["trian"], "invalid choice: 'trian'"),
     (["train"], "required: --solver; see torchcaffe train --help"),
     (["train", "--solver", "solver.prototxt", "--wieghts", "x"], "unrecognized arguments: --wieghts"),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -34,12 +35,18 @@ def image(datum: caffe_pb2.Datum, where: str, color: bool | None = None) -> np.n
     return data.reshape(shape)
 
 
-def decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
-    """An encoded image as Caffe's OpenCV decodes it, up to a rounding of 1 where colour becomes gray; arguments and axes as in image()."""
+def pillow(action: str) -> Any:
+    """Pillow's module Image; where it is not installed a CaffeError says what `action` takes."""
     try:
         from PIL import Image
     except ImportError:
-        raise CaffeError(f"{where} holds an encoded image, which takes Pillow to decode: pip install 'hintkd[images]'") from None
+        raise CaffeError(f"{action} takes Pillow: pip install 'hintkd[images]'") from None
+    return Image
+
+
+def decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
+    """An encoded image as Caffe's OpenCV decodes it, up to a rounding of 1 where colour becomes gray; arguments and axes as in image()."""
+    Image = pillow(f"{where} holds an encoded image; decoding it")
     try:
         with Image.open(io.BytesIO(data)) as picture:
             mode = picture.mode
@@ -56,3 +63,18 @@ def decode(data: bytes, where: str, color: bool | None) -> np.ndarray:
         return pixels[None]
     order = [2, 1, 0, 3][:pixels.shape[2]]
     return np.ascontiguousarray(pixels[:, :, order].transpose(2, 0, 1))
+
+
+def encode(image: np.ndarray, kind: str, quality: int) -> bytes:
+    """A uint8 image, (1, height, width) or (3, height, width) as blue, green, red, encoded as `kind`, which is a file name's extension.
+
+    `quality` is for kinds that lose something (JPEG: 1 to 100).  Raises CaffeError for an unknown kind.
+    """
+    Image = pillow("encoding images")
+    name = Image.registered_extensions().get(f".{kind}")
+    if name not in Image.SAVE:
+        raise CaffeError(f"images cannot be encoded as '{kind}'; png and jpg are usual")
+    picture = Image.fromarray(image[0] if len(image) == 1 else image[::-1].transpose(1, 2, 0))
+    file = io.BytesIO()
+    picture.save(file, name, quality=quality)
+    return file.getvalue()

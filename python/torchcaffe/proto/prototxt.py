@@ -24,7 +24,7 @@ StrPath = str | os.PathLike[str]
 
 def read_net(path: StrPath) -> caffe_pb2.NetParameter:
     """The net in a prototxt, in today's form.  CaffeError: `file:line:column: what is wrong`, or why it cannot be read."""
-    net = parse(_read(path), caffe_pb2.NetParameter(), str(path))
+    net = read(path, caffe_pb2.NetParameter())
     try:
         return upgrade.upgrade_net(net)
     except CaffeError as error:
@@ -36,7 +36,7 @@ def read_solver(path: StrPath) -> caffe_pb2.SolverParameter:
 
     Without a prefix it is the file's own path less its extension; a folder as prefix gets the file's name in it.
     """
-    solver = parse(_read(path), caffe_pb2.SolverParameter(), str(path))
+    solver = read(path, caffe_pb2.SolverParameter())
     try:
         upgrade.upgrade_solver(solver)
     except CaffeError as error:
@@ -46,6 +46,11 @@ def read_solver(path: StrPath) -> caffe_pb2.SolverParameter:
     elif os.path.isdir(solver.snapshot_prefix):
         solver.snapshot_prefix = str(Path(solver.snapshot_prefix) / Path(path).stem)
     return solver
+
+
+def read(path: StrPath, message: M) -> M:
+    """Merge a text file into `message` and return it, in whatever form it is written."""
+    return parse(_read(path), message, str(path))
 
 
 def parse(text: str, message: M, filename: str = "<text>") -> M:

@@ -6,6 +6,7 @@ changes the message it is given.  Reading files is left to prototxt.py and forma
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torchcaffe.errors import CaffeError
@@ -47,15 +48,20 @@ V0_FIELDS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-def upgrade_net(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
+def _say(message: str) -> None:
+    log_error(message, SOURCE)
+
+
+def upgrade_net(net: caffe_pb2.NetParameter, complain: Callable[[str], None] = _say) -> caffe_pb2.NetParameter:
     """Bring `net` to today's form, in place, and return it; a net in today's form stays as it is.
 
+    `complain` is told of each field that is dropped because it means nothing to its layer; by default that is a line of the log.
     Raises CaffeError where Caffe cannot go on: `layer` beside `layers`, an unknown V0 type, inputs without their shapes.
     """
     if net.layers and net.layer:
         raise CaffeError("the net has both 'layer' and 'layers' blocks; write all of them as 'layer'")
     if any(layer.HasField("layer") for layer in net.layers):
-        _upgrade_v0(net)
+        _upgrade_v0(net, complain)
     for old in net.layers:
         _move_transformation(old)
         net.layer.append(_from_v1(old))
@@ -92,9 +98,9 @@ def _put(message: Any, field: str, value: Any) -> None:
         setattr(message, field, value)
 
 
-def _upgrade_v0(net: caffe_pb2.NetParameter) -> None:
+def _upgrade_v0(net: caffe_pb2.NetParameter, complain: Callable[[str], None]) -> None:
     """V0 layers to V1; like Caffe, only name, inputs and force_backward survive beside them."""
-    upgraded = [_from_v0(layer) for layer in _without_padding_layers(net)]
+    upgraded = [_from_v0(layer, complain) for layer in _without_padding_layers(net)]
     for field, _ in net.ListFields():
         if field.name not in ("name", "input", "input_dim", "force_backward"):
             net.ClearField(field.name)
@@ -120,7 +126,7 @@ def _without_padding_layers(net: caffe_pb2.NetParameter) -> list[caffe_pb2.V1Lay
     return kept
 
 
-def _from_v0(connection: caffe_pb2.V1LayerParameter) -> caffe_pb2.V1LayerParameter:
+def _from_v0(connection: caffe_pb2.V1LayerParameter, complain: Callable[[str], None]) -> caffe_pb2.V1LayerParameter:
     """One V0 layer, flat inside `layer { }`, as a V1 layer."""
     old = connection.layer
     new = caffe_pb2.V1LayerParameter(bottom=connection.bottom, top=connection.top)
@@ -134,7 +140,7 @@ def _from_v0(connection: caffe_pb2.V1LayerParameter) -> caffe_pb2.V1LayerParamet
             places, name = V0_FIELDS[field.name]
             place = places.get(old.type, places.get(""))
             if place is None:
-                log_error(f"layer '{old.name}': '{field.name}' means nothing to type '{old.type}' and is ignored", SOURCE)
+                complain(f"layer '{old.name}': '{field.name}' means nothing to type '{old.type}' and is ignored")
             else:
                 _put(getattr(new, place) if place else new, name, value)
         else:                                                       # name, blobs, blobs_lr, weight_decay

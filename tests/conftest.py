@@ -7,17 +7,13 @@ from pathlib import Path
 os.environ["OMP_WAIT_POLICY"] = "passive"               # before torch is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")           # of processes that tests start, too
 
-import hypothesis
 import pytest
 import torch
-
-import check
 from hypothesis import settings
 
+import check
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("patient", deadline=None)      # other work may run on the machine
-hypothesis.settings.load_profile("patient")
 settings.register_profile("unhurried", deadline=None)   # the machine may be busy
 settings.load_profile("unhurried")
 

@@ -6,11 +6,16 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # torch's spinning threads make two busy processes 20 times slower
 
+from torchcaffe import coord_map, draw, io, layers
+from torchcaffe.alias import install
+from torchcaffe.classifier import Classifier
+from torchcaffe.detector import Detector
 from torchcaffe.errors import CaffeError, SidecarError
 from torchcaffe.glog import init_log, log
-from torchcaffe.layers import LAYERS as _LAYERS
 from torchcaffe.layers.python import PyLayer as Layer
 from torchcaffe.net import TEST, TRAIN, Net
+from torchcaffe.net_spec import NetSpec, params, to_proto
+from torchcaffe.parallel import NCCL, has_nccl, set_multiprocess, set_solver_count, set_solver_rank, solver_count, solver_rank
 from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, set_threads
 from torchcaffe.solver import (
     AdaDeltaSolver,
@@ -21,6 +26,7 @@ from torchcaffe.solver import (
     SGDSolver,
     get_solver,
 )
+from torchcaffe.timer import Timer
 
 __version__ = "0.1.0"
 NUMERIC = 1                                             # raised when the same run would give other bytes
@@ -29,11 +35,12 @@ ENGINE = f"torchcaffe {__version__} numeric {NUMERIC}"
 
 def layer_type_list() -> list[str]:
     """The names of all layer types that can be used."""
-    return sorted(_LAYERS)
+    return sorted(layers.LAYERS)
 
 
 __all__ = [
     "ENGINE",
+    "NCCL",
     "NUMERIC",
     "TEST",
     "TRAIN",
@@ -41,20 +48,37 @@ __all__ = [
     "AdaGradSolver",
     "AdamSolver",
     "CaffeError",
+    "Classifier",
+    "Detector",
     "Layer",
     "NesterovSolver",
     "Net",
+    "NetSpec",
     "RMSPropSolver",
     "SGDSolver",
     "SidecarError",
+    "Timer",
+    "coord_map",
+    "draw",
     "get_solver",
+    "has_nccl",
     "init_log",
+    "install",
+    "io",
     "layer_type_list",
+    "layers",
     "log",
     "number_type",
+    "params",
     "set_device",
     "set_mode_cpu",
     "set_mode_gpu",
+    "set_multiprocess",
     "set_random_seed",
+    "set_solver_count",
+    "set_solver_rank",
     "set_threads",
+    "solver_count",
+    "solver_rank",
+    "to_proto",
 ]

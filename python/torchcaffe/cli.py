@@ -21,6 +21,7 @@ import torch
 
 from torchcaffe import ENGINE
 from torchcaffe.errors import CaffeError
+from torchcaffe.export import export
 from torchcaffe.glog import info
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt
@@ -129,14 +130,19 @@ def time_layers(args: argparse.Namespace) -> None:
         info(f"Iteration: {iteration + 1} forward-backward time: {(time.perf_counter() - start) * 1e3:g} ms.", SOURCE)
     total = (time.perf_counter() - begin) * 1e3
     info("Average time per layer: ", SOURCE)
-    for i, layer in enumerate(net.layers):
-        info(f"{layer.name:>10}\tforward: {forward[i] / args.iterations:g} ms.", SOURCE)
-        info(f"{layer.name:>10}\tbackward: {backward[i] / args.iterations:g} ms.", SOURCE)
+    for i, name in enumerate(net._layer_names):
+        info(f"{name:>10}\tforward: {forward[i] / args.iterations:g} ms.", SOURCE)
+        info(f"{name:>10}\tbackward: {backward[i] / args.iterations:g} ms.", SOURCE)
     info(f"Average Forward pass: {forward.sum() / args.iterations:g} ms.", SOURCE)
     info(f"Average Backward pass: {backward.sum() / args.iterations:g} ms.", SOURCE)
     info(f"Average Forward-Backward: {total / args.iterations:g} ms.", SOURCE)
     info(f"Total Time: {total:g} ms.", SOURCE)
     info("*** Benchmark ends ***", SOURCE)
+
+
+def export_net(args: argparse.Namespace) -> None:
+    """Write a net with its weights as a PyTorch module (OUT.py and OUT.safetensors) or as an ONNX model (OUT.onnx), checked against it."""
+    print(export(args.net, args.weights, args.out, {"TRAIN": TRAIN, "TEST": TEST}[args.phase], args.level, args.stage))
 
 
 @contextmanager
@@ -204,13 +210,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=run)
         return sub
 
-    def command(name: str, run: Run) -> Callable[..., object]:
+    def command(name: str, run: Run, computes: bool = True) -> Callable[..., object]:
         sub = add(name, run)
 
         def flag(long: str, **options: object) -> None:
             sub.add_argument(f"--{long}", **options)  # type: ignore[arg-type]
 
-        flag("gpu", type=_gpu, metavar="N", help="run on this GPU instead of the CPU")
+        if computes:
+            flag("gpu", type=_gpu, metavar="N", help="run on this GPU instead of the CPU")
         flag("level", type=int, default=0, metavar="N", help="level of the net's state")
         flag("stage", type=_names, default=[], metavar="A,B", help="stages of the net's state")
         return flag
@@ -229,6 +236,10 @@ def _parser() -> argparse.ArgumentParser:
     flag("model", required=True, metavar="FILE", help="net prototxt")
     flag("phase", choices=("TRAIN", "TEST"), default="TRAIN", help="phase of the net (default: %(default)s)")
     flag("iterations", type=_count, default=50, metavar="N", help="passes to time (default: %(default)s)")
+    flag = command("export", export_net, computes=False)
+    flag("phase", choices=("TRAIN", "TEST"), default="TEST", help="phase whose layers are exported (default: %(default)s)")
+    for name, what in (("net", "net prototxt"), ("weights", "its caffemodel"), ("out", "OUT.py or OUT.onnx")):
+        commands.choices["export"].add_argument(name, help=what)
     for tool in TOOLS:
         tool.register(add)
     return parser

@@ -61,12 +61,12 @@ def read(solver: Solver, path: Path) -> None:
     if len(cursors) != len(nets):
         raise SidecarError(f"{path}: belongs to another solver")
     for net, known in zip(nets, cursors, strict=True):
-        for layer in net.layers:
-            layer.cursor = int(known.get(layer.name, 0))
+        for node in net.graph.nodes:
+            node.layer.cursor = int(known.get(node.layer.name, 0))
 
 
 def _cursors(net: Net) -> dict[str, int]:
-    return {layer.name: layer.cursor for layer in net.layers if layer.cursor}
+    return {node.layer.name: node.layer.cursor for node in net.graph.nodes if node.layer.cursor}
 
 
 def _settings(solver: Solver) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from torchcaffe import debug, formats, glog, graph, settings
+from torchcaffe.batches import Batches
 from torchcaffe.blob import Blob
 from torchcaffe.build import Graph, build, check_differentiable
 from torchcaffe.errors import CaffeError
 from torchcaffe.layers.base import Context, Layer
-from torchcaffe.layers.python import PythonLayer
+from torchcaffe.layers.python import PyLayer, PythonLayer
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.streams import Streams
 
@@ -29,29 +30,27 @@ TRAIN, TEST = caffe_pb2.TRAIN, caffe_pb2.TEST
 Hook = Callable[[int], Any]
 
 
-class Net:
+class Net(Batches):
     """A net of a prototxt in one phase.
 
     Net(network_file, phase, level=0, stages=None, weights=None), or the older Net(network_file, weights, phase).
-    blobs, params: dicts of Blob and of lists of Blob, in the order of the file.  Raises CaffeError with file and line.
+    blobs, params: dicts of Blob and of lists of Blob, in the order of the file.  layers, layer_dict: the layers; of a Python layer,
+    the user's object.  Raises CaffeError with file and line.
     """
 
-    def __init__(self, network_file: str | Path, phase_or_weights: int | str | Path, *more: Any, phase: int | None = None, level: int = 0,
+    def __init__(self, network_file: str | Path, *positional: Any, phase: int | None = None, level: int = 0,
                  stages: Sequence[str] | None = None, weights: str | Path | None = None):
-        if isinstance(phase_or_weights, (str, Path)):
-            weights = phase_or_weights
-            phase = more[0] if more else phase
-        else:
-            phase = phase_or_weights
-            level = more[0] if more else level
-            stages = more[1] if len(more) > 1 else stages
-            weights = more[2] if len(more) > 2 else weights
-        if phase not in (TRAIN, TEST):
-            raise CaffeError(f"{network_file}: phase {phase!r} is not caffe.TRAIN or caffe.TEST")
-        param = graph.set_state(prototxt.read_net(network_file), phase, level, list(stages or []))
+        older = bool(positional) and isinstance(positional[0], (str, Path))
+        names = ("weights", "phase") if older else ("phase", "level", "stages", "weights")
+        if len(positional) > len(names):
+            raise CaffeError(f"{network_file}: Net takes {', '.join(('network_file', *names))}, not {len(positional) + 1} arguments")
+        given = {"phase": phase, "level": level, "stages": stages, "weights": weights} | dict(zip(names, positional, strict=False))
+        if given["phase"] not in (TRAIN, TEST):
+            raise CaffeError(f"{network_file}: phase {given['phase']!r} is not caffe.TRAIN or caffe.TEST")
+        param = graph.set_state(prototxt.read_net(network_file), given["phase"], given["level"], list(given["stages"] or []))
         self._build(param, Streams(settings.next_net_seed()), str(network_file))
-        if weights is not None:
-            self.copy_from(weights)
+        if given["weights"] is not None:
+            self.copy_from(given["weights"])
 
     @classmethod
     def from_message(cls, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> Net:
@@ -67,13 +66,13 @@ class Net:
             self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
         self.name = self.graph.name
         self.blobs: OrderedDict[str, Blob] = OrderedDict(self.graph.blobs)
-        self.layers: list[Layer] = [node.layer for node in self.graph.nodes]
-        self.layer_dict = OrderedDict((layer.name, layer) for layer in self.layers)
-        self.params: OrderedDict[str, list[Blob]] = OrderedDict((la.name, la.blobs) for la in self.layers if la.blobs)
+        self._layer_names = [node.layer.name for node in self.graph.nodes]
+        self.layers: list[Layer | PyLayer] = [n.layer.user if isinstance(n.layer, PythonLayer) else n.layer for n in self.graph.nodes]
+        self.layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
+        self.params: OrderedDict[str, list[Blob]] = OrderedDict((name, la.blobs) for name, la in self.layer_dict.items() if la.blobs)
         self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
         self.bottom_names = OrderedDict((n.layer.name, list(n.bottom_names)) for n in self.graph.nodes)
         self.top_names = OrderedDict((n.layer.name, list(n.top_names)) for n in self.graph.nodes)
-        self._layer_names = [layer.name for layer in self.layers]
         self._blob_names = list(self.blobs)
         self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
@@ -103,6 +102,10 @@ class Net:
         for node in self.graph.nodes:
             weights.update((n, w) for n, w in zip(node.top_names, node.loss_weights, strict=True) if n in weights)
         return weights
+
+    @property
+    def _blob_loss_weights(self) -> list[float]:
+        return list(self.blob_loss_weights.values())
 
     def before_forward(self, hook: Hook) -> None:
         """Call hook(layer index) before each layer's forward."""
@@ -181,8 +184,8 @@ class Net:
             if set(kwargs) != set(self.inputs):
                 raise CaffeError(f"input blob arguments {sorted(kwargs)} do not match the net's inputs {sorted(self.inputs)}")
             for name, value in kwargs.items():
-                if value.shape[0] != self.blobs[name].shape[0]:
-                    raise CaffeError(f"input '{name}' has {value.shape[0]} items, the blob {self.blobs[name].shape[0]}; reshape it first")
+                if value.shape[:1] != self.blobs[name].shape[:1]:
+                    raise CaffeError(f"input '{name}' has shape {value.shape}, the blob {self.blobs[name].shape}; reshape it first")
                 self.blobs[name].data[...] = value
         self._forward(first, last)
         return {name: self.blobs[name].data for name in self._known(outputs)}
@@ -248,11 +251,11 @@ class Net:
         results = set(self.inputs if end is None else self.bottom_names[end]) | set(diffs or [])
         if kwargs:
             wanted = self.outputs if start is None else self.top_names[start]
-            if set(kwargs) != set(wanted):
+            if set(kwargs) not in (set(wanted), set(self.outputs)):
                 raise CaffeError(f"top diff arguments {sorted(kwargs)} do not match the tops {sorted(wanted)}")
             for name, value in kwargs.items():
-                if value.shape[0] != self.blobs[name].shape[0]:
-                    raise CaffeError(f"diff of '{name}' has {value.shape[0]} items, the blob {self.blobs[name].shape[0]}")
+                if value.shape[:1] != self.blobs[name].shape[:1]:
+                    raise CaffeError(f"diff of '{name}' has shape {value.shape}, the blob {self.blobs[name].shape}")
                 self.blobs[name].diff[...] = value
         self._backward(first, last)
         return {name: self.blobs[name].diff for name in self._known(results)}
@@ -273,7 +276,7 @@ class Net:
 
     def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         """Give the MemoryData layer, which must be the first layer, its records (float32, 4-D) and labels."""
-        layer = self.layers[0]
+        layer = self.graph.nodes[0].layer
         if layer.type != "MemoryData":
             raise CaffeError(f"set_input_arrays needs a MemoryData layer as the first layer, not {layer.type} '{layer.name}'")
         layer.set_arrays(data, labels)  # type: ignore[attr-defined]
@@ -312,7 +315,7 @@ class Net:
     def to_message(self, diffs: bool = False) -> caffe_pb2.NetParameter:
         """The net with its splits and parameters, as Caffe's Net::ToProto writes it."""
         message = caffe_pb2.NetParameter(name=self.name)
-        for layer in self.layers:
+        for layer in (node.layer for node in self.graph.nodes):
             entry = message.layer.add()
             entry.CopyFrom(layer.param)
             del entry.blobs[:]
@@ -331,7 +334,7 @@ class Net:
 
     def share_with(self, other: Net) -> None:
         """Use the other net's parameters for all layers of the same name (data only, as Caffe's ShareTrainedLayersWith)."""
-        for layer in self.layers:
+        for layer in (node.layer for node in self.graph.nodes):
             theirs = other.layer_dict.get(layer.name)
             if theirs is None:
                 continue

@@ -162,9 +162,9 @@ class Solver:
         """Ask a running step() to "stop" after its iteration, or to take a "snapshot"; safe from a signal handler."""
         self._request = action
 
-    def add_callback(self, on_start: Hook, on_gradients_ready: Hook) -> None:
-        """Call the first before each iteration and the second between backward and update."""
-        self._callbacks.append((on_start, on_gradients_ready))
+    def add_callback(self, on_start: Hook, on_gradients_ready: Hook | None = None) -> None:
+        """Call the first before each iteration and the second between backward and update; an NCCL stands for both."""
+        self._callbacks.append((on_start, on_gradients_ready or on_start))
 
     def _program(self, net: Net) -> Program | None:
         """The net as one function, or None where it runs layer by layer; decided once."""
@@ -348,8 +348,8 @@ class Solver:
         glog.info(f"Restored from {state_file} at iteration {self.iter}", "sgd_solver.cpp:318")
 
     def share_weights(self, net: Net) -> None:
-        """Train another net's parameters (data only) from now on."""
-        self.net.share_with(net)
+        """Let another net use the trained net's parameters (data only) from now on."""
+        net.share_with(self.net)
 
 
 class SGDSolver(Solver):
@@ -385,4 +385,6 @@ class AdamSolver(Solver):
 def get_solver(solver_file: str | Path, param: caffe_pb2.SolverParameter | None = None) -> Solver:
     """The solver of the type that the prototxt names; `param` is what it says, where a caller has changed it after reading."""
     param = param or prototxt.read_solver(solver_file)
-    return Solver(solver_file, param.type, param)
+    kinds = (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)
+    kind = {kind.rule: kind for kind in kinds}.get(param.type, Solver)
+    return kind(solver_file, param.type, param)

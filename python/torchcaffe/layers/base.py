@@ -103,6 +103,11 @@ class Layer:
         """
         raise NotImplementedError
 
+    def reshape(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
+        """Give the tops the shapes that follow from the bottoms', as a net does before each forward pass (pycaffe's Layer.reshape)."""
+        for blob, shape in zip(top, self.top_shapes(*(b.shape for b in bottom)), strict=True):
+            blob.reshape(*shape)
+
     def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
         """Called before setup with the blobs themselves, for layers that work on them (Python, DummyData)."""
 

@@ -6,13 +6,12 @@ A prototxt names `module:` and `layer:`; the class has setup, reshape, forward a
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from torchcaffe.alias import installed
 from torchcaffe.blob import Blob
 from torchcaffe.errors import CaffeError
 from torchcaffe.layers.base import Layer, Shape, layer
@@ -61,21 +60,16 @@ class PyLayer:
 
 def load_class(module: str, name: str, complain: Layer) -> type[PyLayer]:
     """Import the class; while its module is imported, `import caffe` is torchcaffe."""
-    ours = sys.modules["torchcaffe"]
-    other: ModuleType | None = sys.modules.get("caffe")
-    complain.require(other is None or other is ours,
-                     "a real caffe is imported in this process; run torchcaffe's Python layers in a process of their own")
-    sys.modules["caffe"] = ours
     try:
-        loaded = importlib.import_module(module)
+        with installed():
+            loaded = importlib.import_module(module)
+    except CaffeError as error:
+        raise CaffeError(f"layer '{complain.name}' (Python): {error}", layer=complain.name) from None
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0] and error.name != module:
             raise
         raise CaffeError(f"layer '{complain.name}' (Python): no module '{module}' on sys.path; put its folder on PYTHONPATH",
                          layer=complain.name) from None
-    finally:
-        if other is None:
-            del sys.modules["caffe"]
     complain.require(hasattr(loaded, name), f"module '{module}' ({getattr(loaded, '__file__', '?')}) has no class '{name}'")
     found = getattr(loaded, name)
     complain.require(isinstance(found, type) and issubclass(found, PyLayer), f"'{module}.{name}' is not a caffe.Layer")

@@ -95,13 +95,14 @@ class Claim:
     @staticmethod
     def parse(text: str) -> Claim:
         """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in training loss | in hint loss N]`.  Raises ValueError."""
-        found = re.fullmatch(r"(best )?(?:(\w[\w-]*)/)?([\w-]+) (>|<=) (?:(\w[\w-]*)/)?([\w-]+)(?: in (training loss|hint loss [1-9]))?", text)
+        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", "(training loss|hint loss [1-9])"
+        found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
         if not found:
             raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")
-        best, left_table, left, sign, right_table, right, measure = found.groups()
+        best, left_table, left, sign, right_table, right, measured = found.groups()
         for method in {left, right} - {TEACHER}:
             _known_method(method)
-        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measure or "")
+        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "")
 
 
 def _claim_text(text: str) -> str:
@@ -188,7 +189,7 @@ class Table(_Strict):
         methods = [row.method for row in self.rows]
         for index, row in enumerate(self.rows):
             if row.method in methods[:index] or row.method == ORIGINAL:
-                raise ValueError(f"rows[{index}].method: {row.method!r} is there already; a method has one row, the original student's is implied")
+                raise ValueError(f"rows[{index}].method: {row.method!r} is there already; a method has one row, {ORIGINAL!r} is implied")
             if row.published and len(row.published) != self.nets:
                 raise ValueError(f"rows[{index}].published: {len(row.published)} values for {self.nets} nets; give one for each")
             if self.teacher is None and row.method not in WITHOUT_TEACHER:
@@ -240,8 +241,8 @@ class Table(_Strict):
         row, teacher = self.row(method), self.teacher
         external = ExternalTeacher(teacher.weights, teacher.prototxt) if teacher and teacher.weights else None
         return Experiment(
-            method=method, dataset=self.dataset, student=self.student.resnet, teacher=teacher.resnet if teacher else None, net=net, table=self.name,
-            schedule=self.schedule, options=self.options, tau=self.tau if row.tau is None else row.tau,
+            method=method, dataset=self.dataset, student=self.student.resnet, teacher=teacher.resnet if teacher else None, net=net,
+            table=self.name, schedule=self.schedule, options=self.options, tau=self.tau if row.tau is None else row.tau,
             lambda_=self.lambda_ if row.lambda_ is None else row.lambda_, regressor=self.regressor, hint_pairs=self.hint_pairs,
             teacher_dataset=teacher.dataset if teacher else None, external_teacher=external, seed=seed, scale=scale)
 
@@ -257,10 +258,10 @@ class Table(_Strict):
         comparable = True
         if teacher is None and (teacher_depth or teacher_weights):
             raise UserError(f"{self.name} has no teacher to be changed")
-        if (teacher_depth or self.teacher and self.teacher.depth) != (self.teacher and self.teacher.depth):
+        if self.teacher and teacher_depth not in (None, self.teacher.depth):
             teacher["depth"], comparable = teacher_depth, False
             name += f"-teacher{teacher_depth}"
-        if (student_depth or self.student.depth) != self.student.depth:
+        if student_depth not in (None, self.student.depth):
             student["depth"], comparable = student_depth, False
             name += f"-student{student_depth}"
         if teacher_prototxt and not teacher_weights:
@@ -305,7 +306,8 @@ def dataset_in(folder: Path, like: Dataset) -> Dataset:
             raise UserError(f"{folder} has no {part}: name a folder that holds train_lmdb and test_lmdb")
     facts = folder / "dataset.json"
     same = facts.is_file() and json.loads(facts.read_text()).get("name") == like.name
-    paths: dict[str, Any] = {field: str(folder / Path(path).name) for field in ("train_lmdb", "test_lmdb", "train_mean", "test_mean") if (path := getattr(like, field))}
+    known = {field: getattr(like, field) for field in ("train_lmdb", "test_lmdb", "train_mean", "test_mean")}
+    paths: dict[str, Any] = {field: str(folder / Path(path).name) for field, path in known.items() if path}
     return dataclasses.replace(like, name=like.name if same else folder.resolve().name, **paths)
 
 
@@ -338,13 +340,16 @@ def load_table(path: Path) -> Table:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; name a table's YAML file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}{f':{mark.line + 1}:{mark.column + 1}' if mark else ''}: not YAML: {getattr(error, 'problem', error)}") from None
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a table is a YAML mapping with title, source, dataset, student and rows")
     return _validated(content, str(content.pop("name", path.stem)), str(path))
 
 
 def _validated(content: dict[str, Any], name: str, where: str) -> Table:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"{where}: name: {name!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
     try:
         table = Table.model_validate(content)
     except ValidationError as error:
@@ -356,10 +361,11 @@ def _validated(content: dict[str, Any], name: str, where: str) -> Table:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong: the field as `rows[2].method`, and what to do."""
-    first = error.errors()[0]
+    """The first thing that is wrong: the field as `rows[2].method`, and what to do.  A misspelt field explains one that is missing."""
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    first = min(error.errors(), key=lambda each: each["type"] not in unknown)
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in unknown:
         return f"{place}: unknown field; {near(first['loc'][-1], _fields_at(first['loc'][:-1]))}"
     text = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     return f"{place}: {text}" if place else text

@@ -1,0 +1,109 @@
+"""Means, spreads and verdicts, against numbers worked out by hand and rules that must hold for any numbers."""
+from __future__ import annotations
+
+from math import isclose, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hintkd.statistics import Spread, against_best, difference, ensemble_accuracy, over_nets, overall, reproduced, spread, verdict
+
+VALUES = st.dictionaries(st.tuples(st.integers(1, 3), st.integers(1, 4)), st.integers(0, 1000).map(lambda tenths: tenths / 8), min_size=1)
+
+
+def test_spread_of_three_nets():
+    found = spread([91.0, 92.0, 93.0])
+    assert found == Spread(92.0, 1.0, 3)
+    assert isclose(found.error, 1 / sqrt(3))
+
+
+def test_one_value_has_no_error_and_none_no_spread():
+    one = spread([90.0])
+    assert one == Spread(90.0, None, 1) and one.error is None
+    assert spread([]) is None
+
+
+def test_differences_are_paired_by_net():
+    left, right = {(1, 1): 93.0, (1, 2): 91.0, (1, 3): 95.0}, {(1, 1): 92.0, (1, 2): 90.0, (1, 4): 0.0}
+    assert difference(left, right) == Spread(1.0, 0.0, 2)          # unpaired, the spread of 93 and 91 would hide it
+    assert difference({(1, 1): 1.0}, {(1, 2): 1.0}) is None
+
+
+def test_replications_count_once_each():
+    left = {(1, 1): 3.0, (1, 2): 5.0, (2, 1): 1.0, (2, 2): 1.0}
+    right = dict.fromkeys(left, 0.0)
+    assert difference(left, right) == Spread(2.5, sqrt(4.5), 2)     # of the means 4 and 1
+    assert overall(left) == Spread(2.5, sqrt(4.5), 2)
+
+
+def test_a_teacher_stands_for_every_net_of_its_replication():
+    nets = {(1, 1): 90.0, (1, 2): 92.0, (2, 1): 91.0}
+    assert over_nets({(1, 1): 95.0, (2, 1): 96.0}, nets) == {(1, 1): 95.0, (1, 2): 95.0, (2, 1): 96.0}
+    assert over_nets({(1, 1): 95.0}, {(2, 1): 91.0}) == {}
+
+
+def test_the_best_net_of_a_replication_is_one_sample():
+    left = {(1, 1): -0.41, (1, 2): -0.38, (2, 1): -0.40}
+    right = {(1, 1): -0.39, (1, 2): -0.39, (2, 1): -0.41}
+    found = against_best(left, right)
+    assert found is not None and found.n == 2
+    assert isclose(found.mean, 0.01) and isclose(found.deviation, 0.0, abs_tol=1e-12)
+    once = against_best({(1, 1): 1.0}, {(1, 1): 2.0})
+    assert once is not None and (once.mean, once.n, verdict(once)) == (-1.0, 1, "not judged")
+
+
+@pytest.mark.parametrize(("gain", "expected"), [
+    (Spread(1.0, sqrt(3) / 2, 3), "holds"),                         # exactly two standard errors of 0.5
+    (Spread(0.99, sqrt(3) / 2, 3), "within noise"),
+    (Spread(-1.0, sqrt(3) / 2, 3), "does not hold"),
+    (Spread(0.0, 0.0, 3), "within noise"),
+    (Spread(0.1, 0.0, 3), "holds"),
+    (Spread(5.0, None, 1), "not judged"),
+    (None, "not judged"),
+])
+def test_verdicts(gain, expected):
+    assert verdict(gain) == expected
+
+
+@pytest.mark.parametrize(("measured", "metric", "expected"), [
+    (91.40, "accuracy", True), (92.00, "accuracy", True), (91.39, "accuracy", False), (92.01, "accuracy", False)])
+def test_reproduced_within_three_tenths(measured, metric, expected):
+    assert reproduced(measured, 91.70, metric) is expected
+
+
+def test_reproduced_error_within_a_twentieth():
+    assert reproduced(0.466, 0.416, "error") and not reproduced(0.467, 0.416, "error")
+
+
+def test_ensemble_of_nets_that_err_on_different_images():
+    first = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+    second = np.array([[0.4, 0.6], [0.1, 0.9], [0.3, 0.7]])
+    labels = np.array([0, 1, 0])
+    assert ensemble_accuracy([first], labels) == 1 / 3
+    assert ensemble_accuracy([first, second], labels) == 2 / 3
+
+
+@given(VALUES, VALUES)
+def test_swapping_the_sides_turns_the_verdict(left, right):
+    turned = {"holds": "does not hold", "does not hold": "holds"}
+    there, back = verdict(difference(left, right)), verdict(difference(right, left))
+    assert back == turned.get(there, there)
+
+
+@given(VALUES, st.integers(-40, 40))
+def test_a_method_is_never_better_than_itself_and_a_shift_is_found(values, shift):
+    moved = {cell: value + shift for cell, value in values.items()}
+    found = difference(moved, values)
+    assert found is not None and found.mean == shift                # multiples of 1/8 are exact
+    if found.error is not None:
+        assert verdict(found) == ("holds" if shift > 0 else "does not hold" if shift < 0 else "within noise")
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=9))
+def test_the_standard_deviation_is_numpys(values):
+    found = spread(values)
+    assert found is not None and found.deviation is not None
+    assert isclose(found.mean, np.mean(values), abs_tol=1e-9)
+    assert isclose(found.deviation, np.std(values, ddof=1), rel_tol=1e-9, abs_tol=1e-9)

@@ -1,0 +1,211 @@
+"""The paper's tables as data: what is printed, what they turn into, and what is said about a wrong file."""
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hintkd.errors import UserError
+from hintkd.experiment import DATASETS, SCHEDULES
+from hintkd.report import published_gain
+from hintkd.tables import Claim, Operand, find_table, load_table, table_names
+
+NAMES = [*(f"table{k}" for k in range(1, 7)), "demo", *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10))]
+
+# Per table: dataset, teacher (depth, widths, value), student (depth, widths, value), then the printed averages.
+BASE, WIDE = (16, 32, 64), (64, 128, 256)
+PRINTED = {
+    "table1": ("cifar10", (26, BASE, 91.75), (14, BASE, 90.79),
+               {"kd": "90.76", "hint-kd": "91.15", "hint-kd-plus": "90.63", "layerwise-hint": "91.70"}),
+    "table2": ("cifar100", (26, WIDE, 74.65), (8, WIDE, 69.51),
+               {"kd": "70.83", "hint-kd": "71.74", "hint-kd-plus": "71.39", "layerwise-hint": "72.82"}),
+    "table3": ("mnist", (32, BASE, 0.39), (8, BASE, 0.60),
+               {"kd": "0.56", "hint-kd": "0.506", "hint-kd-plus": "0.57", "layerwise-hint": "0.416"}),
+    "table4": ("mnist", (32, BASE, 0.39), (8, BASE, 0.60),
+               {"kd": "0.573", "hint-kd": "0.56", "sl-resnet": "0.496", "sl-resnet-kd": "0.456", "layerwise-hint": "0.39"}),
+    "table5": ("cifar10", (26, (32, 64, 128), 93.36), (14, BASE, 90.79), {"hint-kd": "91.21", "layerwise-hint": "92.01"}),
+    "table6": ("cifar100", (14, (80, 160, 320), 73.49), (8, WIDE, 69.51), {"hint-kd": "72.13", "layerwise-hint": "73.11"}),
+    "figure4": ("cifar10", (14, BASE, 90.79), (8, BASE, 88.09), {}),
+    "figure5": ("cifar100", (20, WIDE, 74.43), (8, WIDE, 69.51), {}),
+    "figure7": ("cifar10", (14, BASE, 90.79), (8, BASE, 88.09), {}),
+    "figure8": ("cifar10", (26, BASE, 91.75), (8, BASE, 88.09), {}),
+    "figure9": ("cifar10", (26, BASE, 91.75), (8, BASE, 88.09), {}),
+    "figure10": ("cifar100", (14, WIDE, None), (8, WIDE, 69.51), {"hint-kd": "71.85", "layerwise-hint": "72.65"}),
+}
+
+
+def test_all_tables_are_found_in_the_papers_order():
+    assert table_names() == NAMES
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_networks_are_the_papers(name):
+    table = find_table(name)
+    dataset, teacher, student, averages = PRINTED[name]
+    assert table.dataset == DATASETS[dataset]
+    assert table.teacher and (table.teacher.depth, table.teacher.widths, table.teacher.published) == teacher
+    assert (table.student.depth, table.student.widths, table.student.published) == student
+    assert {row.method: row.average for row in table.rows if row.average is not None} == {m: float(text) for m, text in averages.items()}
+
+
+@pytest.mark.parametrize(("name", "method", "text"), [(n, m, text) for n, entry in PRINTED.items() for m, text in entry[3].items()])
+def test_nets_have_the_printed_average_when_it_is_truncated(name, method, text):
+    row = find_table(name).row(method)
+    if row.published:
+        decimals = len(text.split(".")[1])
+        mean = sum(Fraction(str(value)) for value in row.published) / 3
+        assert Fraction(int(mean * 10 ** decimals), 10 ** decimals) == Fraction(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_own_numbers_support_its_claims(name):
+    table = find_table(name)
+    for claim in map(Claim.parse, table.claims):
+        gain = published_gain(claim, table)
+        assert gain is None or gain > 0, claim.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedules_are_those_of_the_data_set(name):
+    table = find_table(name)
+    assert table.schedule == SCHEDULES[table.dataset.name]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("table")])
+def test_every_table_has_the_control(name):
+    assert "kd-equal-iterations" in find_table(name).methods
+
+
+def test_nets_and_methods_become_experiments():
+    table = find_table("table4")
+    experiments = table.experiments(scale=0.5, seed=3)
+    assert [x.method for x in experiments[:4]] == ["teacher", "original", "original", "original"]
+    assert len(experiments) == 1 + 3 * (len(table.rows) + 1)
+    assert {x.scale for x in experiments} == {0.5} and {x.seed for x in experiments} == {3} and {x.table for x in experiments} == {"table4"}
+    assert {x.method: x.lambda_ for x in experiments} | {"kd": 5.0} == {**dict.fromkeys(table.methods, 5.0), "sl-resnet-kd": 3.0}
+
+
+def test_chosen_methods_bring_the_teacher_they_need():
+    table = find_table("table4")
+    assert [(x.method, x.net) for x in table.experiments(methods=["kd"], nets=[2])] == [("teacher", 1), ("kd", 2)]
+    assert {x.method for x in table.experiments(methods=["sl-resnet", "original"])} == {"sl-resnet", "original"}
+    with pytest.raises(UserError, match="table4 has no row 'hint-kdd'; did you mean 'hint-kd'"):
+        table.experiments(methods=["hint-kdd"])
+
+
+def test_a_replication_has_a_seed_of_its_own():
+    assert [find_table("table3").experiments(seed=2, repeat=r)[0].seed for r in (1, 2, 3)] == [2, 3, 4]
+
+
+def test_regressor_and_the_demos_teacher_data_reach_the_experiment():
+    assert {x.regressor for x in find_table("table5").experiments()} == {True}
+    demo = find_table("demo").experiments()[0]
+    assert demo.teacher_dataset == DATASETS["digits-teacher"] and demo.dataset == DATASETS["digits"] and demo.options.bn_fraction == 0.95
+
+
+def test_other_networks_get_a_name_and_lose_the_published_numbers():
+    table = find_table("table3").changed(teacher_depth=20, student_depth=14)
+    assert table.name == "table3-teacher20-student14"
+    assert table.teacher and (table.teacher.depth, table.student.depth) == (20, 14)
+    assert all(table.row(method).published_mean is None for method in table.methods)
+    assert table.claims == find_table("table3").claims
+
+
+def test_an_option_gets_a_name_and_keeps_the_published_numbers():
+    table = find_table("table3").changed(options={"shortcut": "B", "mirror": True})
+    assert (table.name, table.options.shortcut) == ("table3-shortcut-B", "B")
+    assert table.row("kd").published == (0.56, 0.57, 0.55)
+    with pytest.raises(UserError, match="no option 'shortcutt'; did you mean 'shortcut'"):
+        table.changed(options={"shortcutt": "B"})
+    with pytest.raises(UserError, match="shortcut is 'C'"):
+        table.changed(options={"shortcut": "C"})
+
+
+def test_nothing_changed_is_the_same_table():
+    table = find_table("table1")
+    same = table.changed(teacher_depth=26, student_depth=14, options={"shortcut": "A"})
+    assert same == table and same.name == "table1"
+
+
+def test_a_teacher_of_ones_own_is_not_trained():
+    table = find_table("table1").changed(teacher_weights=Path("mine/big.caffemodel"), teacher_prototxt=Path("mine/big.prototxt"))
+    assert table.name == "table1-big" and "teacher" not in table.methods
+    x = table.experiments(methods=["kd"])[0]
+    assert x.method == "kd" and x.external_teacher and x.external_teacher.caffemodel == Path("mine/big.caffemodel")
+    with pytest.raises(UserError, match="without its weights"):
+        find_table("table1").changed(teacher_prototxt=Path("mine/big.prototxt"))
+
+
+def test_data_of_ones_own(tmp_path):
+    with pytest.raises(UserError, match="has no train_lmdb"):
+        find_table("table1").changed(data=tmp_path)
+    folder = tmp_path / "birds"
+    for name in ("train_lmdb", "test_lmdb"):
+        (folder / name).mkdir(parents=True)
+    table = find_table("table1").changed(data=folder)
+    assert table.name == "table1-birds" and table.row("kd").published_mean is None
+    assert (table.dataset.train_lmdb, table.dataset.test_mean) == (str(folder / "train_lmdb"), str(folder / "test_mean.binaryproto"))
+    (folder / "dataset.json").write_text('{"name": "cifar10"}')
+    assert find_table("table1").changed(data=folder).name == "table1"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_is_read_back_as_it_was_written(name, tmp_path):
+    for table in (find_table(name), find_table(name).changed(student_depth=20, options={"tau_squared": True, "label_tau": "tau"})):
+        path = tmp_path / "table.yaml"
+        path.write_text(table.dump())
+        again = load_table(path)
+        assert again == table and again.name == table.name
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"metrik": "error"}, "metrik: unknown field; did you mean 'metric'?"),
+    ({"rows": [{"metod": "kd"}]}, "rows[0].metod: unknown field; did you mean 'method'?"),
+    ({"rows": [{"method": "hint-kdd"}]}, "rows[0].method: 'hint-kdd' is not a method; did you mean 'hint-kd'?"),
+    ({"rows": [{"method": "kd"}, {"method": "kd"}]}, "rows[1].method: 'kd' is there already"),
+    ({"rows": [{"method": "kd", "published": [1, 2]}]}, "rows[0].published: 2 values for 3 nets; give one for each"),
+    ({"rows": [{"method": "kd", "published": [1, 2, 300]}]}, "rows[0].published[2]: Input should be less than or equal to 100"),
+    ({"schedule": {"iteration": 3}}, "schedule.iteration: unknown field; did you mean 'iterations'?"),
+    ({"options": {"shortcutt": "B"}}, "options.shortcutt: unknown field; did you mean 'shortcut'?"),
+    ({"options": {"shortcut": "C"}}, "shortcut is 'C'; it must be one of 'A', 'B'"),
+    ({"student": {"depth": 9}}, "student: a ResNet of depth 9 does not exist"),
+    ({"student": None}, "student: "),
+    ({"dataset": "cifar"}, "dataset: 'cifar' is not a data set; did you mean 'cifar10'?"),
+    ({"dataset": {"name": "birds", "sise": 3}}, "dataset.sise: unknown field; did you mean 'size'?"),
+    ({"teacher": None}, "rows[0].method: 'kd' needs a teacher; add one"),
+    ({"claims": ["kd beats original"]}, "claims[0]: 'kd beats original' is not a claim"),
+    ({"claims": ["kd > sl-resnet"]}, "claims[0]: the table has no row 'sl-resnet'"),
+    ({"name": "../elsewhere"}, "name: '../elsewhere'"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_a_wrong_table_is_refused_with_a_sentence(change, sentence, tmp_path):
+    good = {"title": "Mine", "source": "me", "dataset": "mnist", "rows": [{"method": "kd"}], "teacher": {"depth": 14},
+            "student": {"depth": 8}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert load_table(path).name == "mine"
+    path.write_text(yaml.safe_dump({**good, **change}))
+    with pytest.raises(UserError) as error:
+        load_table(path)
+    assert str(error.value).startswith(f"{path}: ") and sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_table_is_refused_with_its_place(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: [open\nrows: 3\n")
+    with pytest.raises(UserError, match=r"mine.yaml:2:5: not YAML"):
+        load_table(path)
+    path.write_text("just words")
+    with pytest.raises(UserError, match="a table is a YAML mapping"):
+        load_table(path)
+    with pytest.raises(UserError, match="No such file"):
+        find_table(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="no table 'tabel3'; did you mean 'table3'"):
+        find_table("tabel3")
+
+
+def test_claims_are_parsed():
+    claim = Claim.parse("best layerwise-hint > table1/hint-kd in hint loss 2")
+    assert (claim.left, claim.better, claim.right) == (Operand("layerwise-hint", best=True), True, Operand("hint-kd", "table1"))
+    assert claim.measure == "hint loss 2" and Claim.parse("kd <= original").better is False

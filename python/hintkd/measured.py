@@ -21,6 +21,8 @@ from hintkd.statistics import Spread, Values, Verdict
 from hintkd.tables import TEACHER, Claim, Operand, Table, find_table, load_table
 
 Curve = list[tuple[int, float]]                              # (iteration, value), by rising iteration
+OF_A_ROW = ("tau", "lambda", "bn_fraction_of_run")           # choices that may differ between the rows of a table
+AGAIN = "delete it and run `hintkd reproduce` again"
 TAIL = 0.1                                                   # the end of a hint loss: its mean over this part of the curve
 
 
@@ -87,9 +89,9 @@ class Record(_Read):
     def conditions(self) -> dict[str, str]:
         """What the records of one table share."""
         p = self.provenance
-        shared = {"scale": f"{self.scale:g}", "seed": str(self.seed - self.repeat + 1), "device": p.gpu or p.device, "precision": p.precision,
-                  "backend": p.backend, "engine": p.engine or "not recorded"}
-        networks = {name: json.dumps(value) for name, value in self.choices.items() if name not in ("tau", "lambda", "bn_fraction_of_run", "schedule")}
+        shared = {"scale": f"{self.scale:g}", "seed": str(self.seed - self.repeat + 1), "device": p.gpu or p.device,
+                  "precision": p.precision, "backend": p.backend, "engine": p.engine or "not recorded"}
+        networks = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
         return {**shared, **{name: str(value) for name, value in self.options.items()}, **networks}
 
     def percent(self, metric: str, which: str = "last") -> float:
@@ -169,7 +171,7 @@ class Group:
     def _compared(self, operand: Operand, claim: Claim) -> Values:
         values = {record.cell: value for record in self.of(operand.method) if (value := record.measure(claim, self.table)) is not None}
         if claim.measure.startswith("hint loss"):            # nets share Stage 1: it counts once in each replication
-            return {(repeat, 1): value for (repeat, _), value in reversed(sorted(values.items()))}
+            return {(repeat, 1): value for (repeat, _), value in sorted(values.items(), reverse=True)}
         return values
 
     def judge(self, claim: Claim, groups: Sequence[Group]) -> Judgement:
@@ -185,11 +187,13 @@ class Group:
         left, right = sides
         if claim.right.method == TEACHER:
             right = statistics.over_nets(right, left)
+        elif claim.left.method == TEACHER:
+            left = statistics.over_nets(left, right)
         gain = statistics.against_best(left, right) if claim.left.best else statistics.difference(left, right)
         if gain is not None and not claim.better:
             gain = Spread(-gain.mean, gain.deviation, gain.n)
-        reason = "the two have no net in common" if gain is None else "one value only, so there is no standard error" if gain.error is None else ""
-        return Judgement(claim, gain, statistics.verdict(gain), reason)
+        reason = "the two have no net in common" if gain is None else "one value only, so there is no standard error"
+        return Judgement(claim, gain, statistics.verdict(gain), "" if gain and gain.error is not None else reason)
 
     def _like_this(self, table: str, groups: Sequence[Group]) -> Group | None:
         """The group of another table that was measured under the same conditions, networks and data apart."""
@@ -207,10 +211,10 @@ def read_record(path: Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: not a record of a run: {place + ': ' if place else ''}{first['msg']}; delete it and run `hintkd reproduce` again") from None
+        raise UserError(f"{path}: not a record of a run: {place + ': ' if place else ''}{first['msg']}; {AGAIN}") from None
     for which in (record.last, record.best):
         if record.metric not in which:
-            raise UserError(f"{path}: its metric {record.metric!r} is not among its results {sorted(which)}; delete it and run `hintkd reproduce` again")
+            raise UserError(f"{path}: its metric {record.metric!r} is not among its results {sorted(which)}; {AGAIN}")
     return record
 
 
@@ -226,15 +230,6 @@ def read_groups(measured: Path, name: str | None = None) -> list[Group]:
             records = [read_record(path) for path in files]
             groups += _apart(folder, _table_of(folder, records[0]), records)
     return sorted(groups, key=lambda group: (*_order(group.table.name), -group.scale, group.name))
-
-
-def group_of(table: Table, records: Sequence[Record]) -> Group:
-    """Records that are known to belong together, as one group.  Raises UserError naming what they differ in if they do not."""
-    groups = _apart(Path(table.name), table, records)
-    if len(groups) != 1:
-        raise UserError(f"{table.name}: these results differ in {', '.join(groups[0].apart)} and do not make one table" if groups else
-                        f"{table.name}: nothing was measured")
-    return groups[0]
 
 
 def _apart(folder: Path, table: Table, records: Sequence[Record]) -> list[Group]:

@@ -1,0 +1,69 @@
+"""Made-up records for tests of the report: what hintkd.record writes, with results that a test chooses."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hintkd.experiment import Experiment
+from hintkd.methods import METHODS, teacher_stage
+from hintkd.tables import TEACHER, Table
+
+PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
+              "python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6", "engine": "torchcaffe 1.0 numeric 1", "backend": "torchcaffe",
+              "commit": "0123456789abcdef", "dirty": False, "started": "2024-05-17T12:30:00+0000", "finished": "2024-05-17T12:40:00+0000",
+              "data_fingerprint": {}}
+
+
+def curve(first: float, last: float, iterations: int, points: int = 100) -> list[list[float]]:
+    """An exponential fall (or rise) from the first value to, nearly, the last."""
+    return [[round(iterations * k / points), last + (first - last) * math.exp(-6 * k / points)] for k in range(points + 1)]
+
+
+def record(x: Experiment, accuracy: float, repeat: int = 1, **changed: Any) -> dict[str, Any]:
+    """One record with this accuracy (a fraction) after the last iteration, the best 0.001 above it; `changed` replaces entries."""
+    stages = [teacher_stage(x)] if x.method == TEACHER else METHODS[x.method](x)
+    found = []
+    for stage in stages:
+        count, last = stage.solver.max_iter, stage is stages[-1]
+        outputs = [layer.top[0] for layer in stage.net.layer if layer.name.endswith("_loss")]
+        train = {name: curve(100.0, 100 * (0.3 if len(outputs) == 1 else 0.4), count) for name in outputs}
+        found.append({"title": stage.title, "key": stage.digest, "iterations": count, "wall_s": 10.0, "resumed": 0, "inexact": False,
+                      "random_seed": stage.solver.random_seed, "lr": [[0, stage.solver.base_lr]],
+                      "loss": curve(12.0, 7 - accuracy, count), "train": train,
+                      "test": {"accuracy": curve(0.1, accuracy, count, 40)} if last else {},
+                      "last": {"accuracy": accuracy} if last else {}, "weights": "runs/weights/somewhere.caffemodel"})
+    choices = {"dataset": x.dataset.name, "batch": x.dataset.batch, "teacher": x.teacher and asdict(x.teacher),
+               "student": asdict(x.student), "tau": x.tau, "lambda": x.lambda_, "bn_fraction_of_run": x.bn_fraction,
+               "schedule": asdict(x.scaled_schedule)}
+    return {"schema": 1, "table": x.table, "method": x.method, "net": x.net, "repeat": repeat, "scale": x.scale, "seed": x.seed,
+            "options": x.options.as_dict(), "choices": choices, "metric": "accuracy", "last": {"accuracy": accuracy},
+            "best": {"accuracy": {"value": accuracy + 0.001, "iteration": 5}}, "iterations": [each["iterations"] for each in found],
+            "wall_s": 12.0, "stages": found, "provenance": PROVENANCE, "scaled_from": {}, **changed}
+
+
+def measure(root: Path, table: Table, values: Mapping[str, Sequence[float]], scale: float = 1.0, repeat: int = 1, folder: str | None = None,
+            **changed: Any) -> None:
+    """Write records into root/results/measured: method -> one value per net, in percent of the table's metric."""
+    name = folder or table.name + (f"-scale{scale:g}" if scale != 1 else "")
+    for x in table.experiments(methods=list(values), scale=scale, repeat=repeat):
+        given = values.get(x.method, ())
+        if x.net <= len(given):
+            percent = given[x.net - 1] if table.metric == "accuracy" else 100 - given[x.net - 1]
+            path = root / "results/measured" / name / (f"repeat{repeat}" if repeat > 1 else "") / x.method / f"net{x.net}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record(x, percent / 100, repeat, **changed)))
+
+
+def published(table: Table) -> dict[str, list[float]]:
+    """The table's own published values, as if they had been measured."""
+    found = {}
+    for method in table.methods:
+        row = table.row(method)
+        mean = row.published_mean
+        if mean is not None:
+            found[method] = list(row.published) or [mean] * (1 if method == TEACHER else table.nets)
+    return found

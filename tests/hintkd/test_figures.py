@@ -1,0 +1,90 @@
+"""Figures: that they are drawn, whole and always the same, and what the picture of the stages reads from their nets."""
+from __future__ import annotations
+
+import pytest
+
+figures = pytest.importorskip("hintkd.figures", reason="matplotlib is not installed", exc_type=ImportError)
+
+from hintkd.methods import METHODS, teacher_stage  # noqa: E402
+from hintkd.tables import find_table  # noqa: E402
+
+PNG = b"\x89PNG\r\n\x1a\n"
+RISING = [(at, 0.5 * at) for at in range(0, 101, 10)]
+
+
+def stages_of(table: str, method: str, **changed):
+    x = find_table(table).changed(**changed).experiments(methods=[method], nets=[1])[-1]
+    return x, METHODS[method](x)
+
+
+def parts(stages) -> list[dict[str, dict[str, tuple[bool, str]]]]:
+    """Per stage and network, the parts that are in the net: whether they are trained, and from which weights."""
+    kept = {layer.name for stage in stages for layer in stage.net.layer if stage.keeps(layer.name) or layer.name.startswith("teacher/")}
+    return [{role: {part.name: (part.is_trained, part.begun) for part in column.values()}
+             for role, column in figures._columns(stage, stage.title == "teacher", kept).items()} for stage in stages]
+
+
+def losses(stages) -> list[list[tuple[str, list[str]]]]:
+    kept = {layer.name for stage in stages for layer in stage.net.layer if stage.keeps(layer.name) or layer.name.startswith("teacher/")}
+    return [figures._losses(stage, figures._columns(stage, False, kept)) for stage in stages]
+
+
+def test_every_figure_is_a_png_and_the_same_each_time(tmp_path):
+    def draw(folder):
+        accuracy = {"kd": [RISING, RISING], "new-method": [RISING]}
+        hints = {"layerwise-hint": {"1": RISING, "2": RISING}, "hint-kd": {"": RISING}}
+        bars = [figures.Bar("kd", [90.0, 91.0, 92.0], 90.5, 92.5), figures.Bar("original", [89.0])]
+        figures.draw_curves(folder / "curves.png", "title", accuracy, {"kd": [RISING]}, window=(30, 90))
+        figures.draw_hint_losses(folder / "hints.png", "title", hints, (0.1, 0.6))
+        figures.draw_bars(folder / "bars.png", "title", bars, teacher=93.0, axis=(88.0, 94.0))
+        x, stages = stages_of("table1", "layerwise-hint")
+        figures.draw_stages(folder / "stages.png", [teacher_stage(x), *stages], "title")
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+    first, second = draw(tmp_path / "one"), draw(tmp_path / "two")
+    assert list(first) == ["bars.png", "curves.png", "hints.png", "stages.png"]
+    assert all(content.startswith(PNG) for content in first.values())
+    assert first == second
+
+
+def test_a_curve_shows_the_iterations_that_all_nets_have():
+    _, (axes,) = figures._figure(4, 3)
+    shown = figures._band(axes, "kd", [[(0, 1.0), (10, 3.0), (20, 5.0)], [(10, 5.0), (20, 7.0), (30, 9.0)]], None)
+    (line,) = axes.get_lines()
+    assert line.get_xydata().tolist() == [[10.0, 4.0], [20.0, 6.0]]
+    assert sorted(shown) == [5.0, 7.0]                       # the early part does not set the range
+
+
+def test_a_single_batchs_loss_does_not_show():
+    curve = [(at, 9.0 if at == 50 else 1.0) for at in range(0, 100, 10)]
+    assert figures._smoothed(curve) == [(at, 1.0) for at in range(20, 80, 10)]
+
+
+def test_layerwise_stages_train_what_they_should():
+    _, stages = stages_of("table1", "layerwise-hint")
+    hint1, hint2, _, kd = parts(stages)
+    learns, new = (True, "goes on learning"), (True, "new, random")
+    assert hint1["teacher"] == dict.fromkeys(("first_conv", "group0"), (False, "goes on learning"))
+    assert hint1["student"] == dict.fromkeys(("first_conv", "group0"), new)
+    assert hint2["student"] == {"first_conv": learns, "group0": learns, "group1": new}
+    assert list(kd["student"]) == ["first_conv", "group0", "group1", "group2", "fc"] and kd["student"]["fc"] == new
+    assert losses(stages) == [[(f"hint{k} loss", [f"student/group{k - 1}", f"teacher/group{k - 1}"])] for k in (1, 2, 3)] + [
+        [("kd loss", ["student/fc", "teacher/fc"])]]
+
+
+def test_the_middle_of_a_group_leaves_it_in_part_new():
+    _, stages = stages_of("table1", "hint-kd")
+    assert parts(stages)[1]["student"]["group1"] == (True, "in part new")
+
+
+def test_a_regressor_is_named_beside_its_loss():
+    _, stages = stages_of("table5", "hint-kd")
+    assert "regressor" not in parts(stages)[0]["student"]
+    assert losses(stages)[0] == [("hint loss\nthrough regressor", ["student/group1", "teacher/group1"])]
+
+
+def test_frozen_modules_are_shown_frozen():
+    _, stages = stages_of("table4", "sl-resnet", options={"sl_modules": "frozen"})
+    second = parts(stages)[1]["student"]
+    assert (second["group0"][0], second["group1"][0], second["fc"][0]) == (False, True, True)
+    assert losses(stages)[1] == [("loss", ["student/fc"])]

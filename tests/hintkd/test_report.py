@@ -1,0 +1,152 @@
+"""The report: what it shows of full and of shortened runs, where its numbers come from, and that it is always the same."""
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from rich.console import Console
+
+import synthetic
+from hintkd import report
+from hintkd.choices import CHOICES, OPEN_OPTIONS
+from hintkd.experiment import Options
+from hintkd.measured import read_groups
+from hintkd.tables import find_table
+
+TABLE1, TABLE3 = find_table("table1"), find_table("table3")
+
+
+def rendered(root) -> str:
+    return report.render(read_groups(root / report.MEASURED), {})
+
+
+def rows(text: str, label: str) -> list[list[str]]:
+    """The cells of the Markdown rows that have a cell with this text."""
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [cells for cells in found if label in cells]
+
+
+def test_nothing_measured_says_so(tmp_path):
+    path = report.write_report(tmp_path)
+    assert path == tmp_path / "results/report.md"
+    assert "Nothing was measured yet" in path.read_text()
+
+
+def test_full_runs_are_compared_cell_by_cell(tmp_path):
+    synthetic.measure(tmp_path, TABLE1, {"kd": [90.87, 90.78, 90.24], "layerwise-hint": [91.0, 91.1, 91.2]})
+    text = rendered(tmp_path)
+    kd, layerwise = rows(text, "difference")
+    assert kd == ["", "difference", "1", "+0.10", "+0.00", "-0.50", "-0.13", "reproduced"]
+    assert layerwise[3:] == ["-0.66", "-0.70", "-0.44", "-0.60", "not reproduced"]
+    assert ["kd", "published", "1", "90.77", "90.78", "90.74", "90.76", "0.02"] in rows(text, "published")
+    assert ["", "measured", "1", "90.87", "90.78", "90.24", "90.63", "0.34"] in rows(text, "measured")
+    assert ["", "best", "1", "90.97", "90.88", "90.34", "90.73", "0.34"] in rows(text, "best")
+    assert ["`layerwise-hint > kd-equal-iterations`", "", "", "", "**not judged**: kd-equal-iterations was not measured"] in rows(
+        text, "`layerwise-hint > kd-equal-iterations`")
+    assert "Not measured: teacher, original, kd-equal-iterations, hint-kd, hint-kd-plus." in text
+
+
+def test_shortened_runs_say_so_in_every_row_and_are_not_compared(tmp_path):
+    synthetic.measure(tmp_path, TABLE1, {"kd": [90.8, 90.8, 90.8], "layerwise-hint": [91.7, 91.7, 91.7]}, scale=0.05)
+    text = rendered(tmp_path)
+    assert not rows(text, "difference") and "reproduced |" not in text.replace("means reproduced |", "")
+    measured = rows(text, "measured") + rows(text, "best")
+    assert len(measured) == 4 and {cells[2] for cells in measured} == {"0.05"}
+    assert "## Table 1, scale 0.05" in text and "not comparable" in text
+    assert "teacher 3,200, plain training and Stage 2 3,200, Stage 1 1,250 at once or 150 + 350 + 750 pair by pair" in text
+
+
+def test_an_error_table_counts_a_twentieth(tmp_path):
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.60, 0.61, 0.60], "hint-kd": [0.60, 0.60, 0.60]})
+    differences = rows(rendered(tmp_path), "difference")
+    assert [cells[-2:] for cells in differences] == [["+0.043", "reproduced"], ["+0.093", "not reproduced"]]
+
+
+def test_claims_stand_with_their_verdicts(tmp_path):
+    synthetic.measure(tmp_path, TABLE1, {"original": [90.9, 90.7, 90.8], "kd": [90.8, 90.8, 90.8], "hint-kd": [91.1, 91.2, 91.3]})
+    text = rendered(tmp_path)
+    assert rows(text, "`hint-kd > kd`") == [["`hint-kd > kd`", "+0.39", "+0.40", "0.06 (n = 3)", "**holds**"]]
+    assert rows(text, "`kd <= original`") == [["`kd <= original`", "+0.03", "+0.00", "0.06 (n = 3)", "**within noise**"]]
+    assert "understates the noise" in text
+
+
+def test_replications_have_rows_of_their_own(tmp_path):
+    for repeat, value in ((1, 91.0), (2, 92.0)):
+        synthetic.measure(tmp_path, TABLE1, {"kd": [value] * 3}, repeat=repeat)
+    text = rendered(tmp_path)
+    assert [cells[3:7] for cells in rows(text, "measured, replication 2")] == [["92.00"] * 4]
+    assert rows(text, "measured, over replications") == [["", "measured, over replications", "1", "", "", "", "91.50", "0.71"]]
+    assert rows(text, "difference")[0][-2:] == ["+0.74", "not reproduced"]
+
+
+def test_evidence_goes_with_every_result(tmp_path):
+    synthetic.measure(tmp_path, TABLE1, {"layerwise-hint": [91.0, 91.1, 91.2]})
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]}, scale=0.5, provenance={**synthetic.PROVENANCE, "dirty": True})
+    text = rendered(tmp_path)
+    assert ("    table1/layerwise-hint/net2  91.10 % last (91.20 % best)  3,000 + 7,000 + 15,000 + 64,000 iterations, scale 1, fp32, "
+            "seed 1, Linux x86_64, a processor, 1 thread, 12 s, torch 2.13.0, commit 0123456\n") in text
+    assert re.search(r"    table3-scale0.5/kd/net3  0.70 % error last \(0.60 % error best\)  18,000 it.*0123456 with changes\n", text)
+    assert len(re.findall(r"^    table", text, flags=re.MULTILINE)) == 6
+
+
+def test_the_open_points_are_listed_with_what_was_used(tmp_path):
+    assert [option.name for option in OPEN_OPTIONS] == [field.name for field in fields(Options)]
+    table = TABLE3.changed(options={"shortcut": "B"})
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]})
+    synthetic.measure(tmp_path, table, {"kd": [0.5, 0.6, 0.7]})
+    (tmp_path / "results/measured/table3-shortcut-B/table.yaml").write_text(table.dump())
+    text = rendered(tmp_path)
+    assert rows(text, "shortcut")[0][-2:] == ["A", "A, B"]
+    assert "## Table 3 (table3-shortcut-B)" in text and "Options: shortcut B (default A)." in text
+    assert all(rows(text, choice.point) for choice in CHOICES)
+
+
+def test_groups_that_do_not_belong_together_have_sections_that_say_why(tmp_path):
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]})
+    synthetic.measure(tmp_path, TABLE3, {"hint-kd": [0.5]}, provenance={**synthetic.PROVENANCE, "device": "gpu", "gpu": "NVIDIA X"})
+    text = rendered(tmp_path)
+    assert "## Table 3, device cpu\n" in text and "## Table 3, device NVIDIA X\n" in text
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        synthetic.measure(tmp_path / name, TABLE1, {"teacher": [91.7], "kd": [90.8, 90.8, 90.9], "layerwise-hint": [91.7, 91.6, 91.7]})
+        (tmp_path / name / "results/measured/table1/kd/ensemble.json").write_text('{"ensemble": 0.915, "nets": [1, 2, 3]}')
+        report.write_report(tmp_path / name)
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one/results").rglob("*") if path.suffix in (".md", ".png")}
+    assert {path.name for path in files} == {"report.md", "table1-bars.png", "table1-curves.png", "table1-hint-losses.png"}
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+    text = (tmp_path / "one/results/report.md").read_text()
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(shown) == 3 and all((tmp_path / "one/results" / path).is_file() for path in shown)
+    assert "(accuracy, %): kd 91.50" in text
+
+
+def test_without_matplotlib_the_report_says_that_it_has_no_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    synthetic.measure(tmp_path, TABLE1, {"kd": [90.8, 90.8, 90.9]})
+    assert "pip install 'hintkd[report]'" in report.write_report(tmp_path).read_text()
+    assert not (tmp_path / "results/figures").exists()
+
+
+def test_the_terminals_table(tmp_path):
+    synthetic.measure(tmp_path, TABLE1, {"kd": [90.87, 90.78, 90.24], "hint-kd": [91.1, 91.2, 91.3]})
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(report.summary_table("table1", tmp_path))
+    console.print(report.summary_table("table2", tmp_path))
+    text = console.export_text()
+    assert re.search(r"kd +1 +90.76 +90.87 +90.78 +90.24 +90.63 +0.34 +90.73 +reproduced", text)
+    assert re.search(r"hint-kd > kd +\+0.57 \+- 0.25 \(n = 3\) +holds", text)
+    assert re.search(r"layerwise-hint > hint-kd +not judged: layerwise-hint was not measured", text)
+    assert "understates the noise" in text and "table2: nothing was measured yet" in text
+
+
+def test_matplotlib_is_imported_for_drawing_alone():
+    code = "import sys, hintkd.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0

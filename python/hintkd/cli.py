@@ -86,7 +86,8 @@ def demo(
 ) -> None:
     """Every method in small, on scikit-learn's handwritten digits: minutes, and seconds when it was run before."""
     from hintkd.demo import demo as run
-    finish(run(workspace, console, jobs), "demo")
+    here = Path.cwd()
+    finish(run(workspace, console, jobs), "demo", here)
 
 
 @app.command()
@@ -181,7 +182,7 @@ def reproduce(
     request = Request(changed, scale, repeats, chosen, numbers("--nets", nets) if nets else None, seed)
     done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact), console, dry_run)
     if not dry_run:
-        finish(done, request.name)
+        finish(done, request.name, Path.cwd())
 
 
 @app.command()
@@ -196,15 +197,21 @@ def status(
 @app.command()
 def report() -> None:
     """Render everything in results/measured: published against measured, claims, figures."""
-    from hintkd.report import write_report
-    console.print(f"the report is {write_report()}", highlight=False, soft_wrap=True)
+    render(Path.cwd())
 
 
-def finish(done: bool, name: str) -> None:
+def render(here: Path) -> None:
+    """Render the report and say where it is, as seen from the folder `here`."""
+    from hintkd.report import FIGURES, write_report
+    where, figures = (os.path.relpath(path, here) for path in (write_report(), FIGURES))
+    console.print(f"the report is {where}, its figures are in {figures}", highlight=False, soft_wrap=True)
+
+
+def finish(done: bool, name: str, here: Path) -> None:
     """Print a request's table, render the report, say where it is; exit with 1 if some of it could not be done."""
-    from hintkd.report import summary_table, write_report
+    from hintkd.report import summary_table
     console.print(summary_table(name))
-    console.print(f"the report is {write_report()}, with its figures beside it", highlight=False, soft_wrap=True)
+    render(here)
     if not done:
         raise typer.Exit(1)
 

@@ -291,6 +291,7 @@ def test_the_demo_runs_every_method_and_the_second_time_nothing(tmp_path: Path, 
     monkeypatch.setattr("hintkd.demo.Request", partial(Request, scale=0.01))
     status, out, _ = run(capsys, "demo", "--workspace", "here")
     assert status == 0 and "43 stages, 0 of them finished" in out
+    assert "the report is here/results/report.md, its figures are in here/results/figures" in out
     methods = {path.parent.name for path in tmp_path.glob("here/results/measured/demo-scale0.01/*/net1.json")}
     assert methods == {"teacher", "original", "kd", "kd-equal-iterations", "hint-kd", "hint-kd-plus", "layerwise-hint", "concurrent-hint",
                        "sl-resnet", "sl-resnet-kd"}

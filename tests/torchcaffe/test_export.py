@@ -176,6 +176,7 @@ def test_the_state_dict_is_batch_norms_as_torch_has_it(resnet):
     assert net.first_conv_bn.eps == 1e-5 and net.first_conv_bn.momentum == pytest.approx(0.001)
     net.load_state_dict(state)                                                          # all of it, and nothing else
     order = [name for name, _ in net.named_children()]
+    assert len({path.stat().st_mode for path in resnet.glob("resnet8.*")}) == 1         # readable by whom the weights were
     assert order == [name for name in caffe.Net(RESNET, caffe.TEST).layer_dict if name in order]
 
 

@@ -21,7 +21,7 @@ from torchcaffe.formats import replacing
 from torchcaffe.net import TEST
 
 TOLERANCE = 1e-4                                        # of the largest number in an output
-Run = Callable[[list[np.ndarray]], Sequence[np.ndarray]]
+Run = Callable[[list[list[np.ndarray]]], list[Sequence[np.ndarray]]]       # from batches of inputs to their outputs
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,27 @@ def export(net: str | Path, weights: str | Path, out: str | Path, phase: int = T
 
 
 def _export_module(out: Path, plan: Plan) -> Exported:
-    save_file = _optional("safetensors.torch").save_file
+    save = _optional("safetensors.torch").save
     module = torch_module.Module(plan)
     weights = out.with_suffix(".safetensors")
     with replacing(out) as code_part, replacing(weights) as weights_part:
-        save_file(module.state, weights_part, {"format": "pt"})
+        weights_part.write_bytes(save(module.state, {"format": "pt"}))
         code_part.write_text(module.text(weights.name), encoding="utf-8")
         net = runpy.run_path(str(code_part))["load"](weights_part)
 
-        def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
-            tops = net(*map(torch.from_numpy, inputs))
-            return [top.detach().numpy() for top in (tops if isinstance(tops, tuple) else (tops,))]
+        def run(batches: list[list[np.ndarray]]) -> list[Sequence[np.ndarray]]:
+            with torch.no_grad():
+                tops = [net(*map(torch.from_numpy, inputs)) for inputs in batches]
+            return [[top.detach().numpy() for top in (each if isinstance(each, tuple) else (each,))] for each in tops]
         return _checked((out, weights), plan, "torch", run)
 
 
 def _checked(files: tuple[Path, ...], plan: Plan, runtime: str, run: Run) -> Exported:
     """Run all samples; raises CaffeError where an output is not the net's."""
     differences, largest = [0.0], [0.0]
-    for sample in plan.samples:
-        for value, got, want in zip(plan.outputs, run(sample.inputs), sample.outputs, strict=True):
+    results = run([sample.inputs for sample in plan.samples])
+    for sample, result in zip(plan.samples, results, strict=True):
+        for value, got, want in zip(plan.outputs, result, sample.outputs, strict=True):
             far, reach = _difference(got, want)
             if not far <= TOLERANCE * reach + 1e-6:
                 raise CaffeError(f"{files[0]}: is not written, because with {runtime} output '{value.blob}' is {far:.2g} off from that of "

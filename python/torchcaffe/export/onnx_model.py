@@ -126,8 +126,8 @@ def _info(value: Value) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(value.name, TensorProto.FLOAT, dims)
 
 
-def runner(plan: Plan, path: Path) -> tuple[str, Callable[[list[np.ndarray]], Any]]:
-    """What runs the model here, by name, and as a function from its inputs to its outputs.  Raises CaffeError where it cannot."""
+def runner(plan: Plan, path: Path) -> tuple[str, Callable[[list[list[np.ndarray]]], list[Any]]]:
+    """What runs the model here, by name, and as a function from batches of inputs to outputs, which raises CaffeError where it fails."""
     errors: tuple[type[Exception], ...]
     try:
         import onnxruntime  # type: ignore[import-untyped]
@@ -136,15 +136,19 @@ def runner(plan: Plan, path: Path) -> tuple[str, Callable[[list[np.ndarray]], An
     except ModuleNotFoundError:
         name, errors = "onnx's reference evaluator", (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 
-    def run(inputs: list[np.ndarray]) -> Any:
-        feed = dict(zip([value.name for value in plan.inputs], inputs, strict=True))
+    def model() -> Any:
+        if name != "onnxruntime":
+            return ReferenceEvaluator(str(path))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(batches: list[list[np.ndarray]]) -> list[Any]:
+        names = [value.name for value in plan.inputs]
         try:
-            if name != "onnxruntime":
-                with np.errstate(all="ignore"):
-                    return ReferenceEvaluator(str(path)).run(None, feed)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, feed)
+            ready = model()
+            with np.errstate(all="ignore"):
+                return [ready.run(None, dict(zip(names, inputs, strict=True))) for inputs in batches]
         except errors as error:
             advice = "" if name == "onnxruntime" else "; install onnxruntime"
             raise CaffeError(f"{plan.source}: {name} cannot run its ONNX model ({str(error).splitlines()[0]}){advice}") from None

@@ -72,10 +72,49 @@ def test_layers_have_types_blobs_and_names(mlp):
     assert net.blob_loss_weights["loss"] == 1 and net.blob_loss_weights["ip1"] == 0
 
 
+def test_blobs_have_shapes_and_live_arrays(mlp):
+    net = caffe.Net(mlp, caffe.TRAIN)
+    blob, weights = net.blobs["data"], net.params["ip1"][0]
+    assert net.inputs == ["data", "label"] and net.outputs == ["loss"]
+    assert (tuple(blob.shape), blob.count, blob.num, blob.channels, blob.height, blob.width) == ((6, 5), 30, 6, 5, 1, 1)
+    assert blob.data.dtype == blob.diff.dtype == np.float32 and blob.data.flags.c_contiguous
+    blob.data[...] = 1
+    loss, gradient = net.blobs["loss"].data, weights.diff
+    assert net._forward(0, 6) == loss
+    net._backward(6, 0)
+    assert loss > 0 and np.abs(gradient).max() > 0
+    net.clear_param_diffs()
+    assert not gradient.any()
+    blob.reshape(2, 3, 4, 5)
+    assert (blob.num, blob.channels, blob.height, blob.width, blob.data.shape) == (2, 3, 4, 5, (2, 3, 4, 5))
+
+
+def test_weights_go_out_and_in_as_hdf5(tmp_path, mlp):
+    net, other = caffe.Net(mlp, caffe.TRAIN), caffe.Net(mlp, caffe.TRAIN)
+    net.save_hdf5(str(tmp_path / "weights"))
+    other.load_hdf5(str(tmp_path / "weights"))
+    for key, value in parameters(net).items():
+        np.testing.assert_array_equal(parameters(other)[key], value)
+
+
+def test_hooks_are_called_around_every_layer(mlp):
+    net, seen = caffe.Net(mlp, caffe.TRAIN), []
+    for name in ("before_forward", "after_forward", "before_backward", "after_backward"):
+        getattr(net, name)(lambda i, name=name: seen.append((name, i)))
+    net.forward()
+    seen.clear()
+    net.forward(end="data")
+    net.backward(end="loss")
+    assert seen == [("before_forward", 0), ("after_forward", 0), ("before_backward", 6), ("after_backward", 6)]
+
+
 def test_a_python_layer_s_object_is_in_the_net(python_net):
     mine = python_net.layers[1]
     assert mine is python_net.layer_dict["mine"] and mine.type == "Python" and type(mine).__name__ == "Scaled"
+    assert (mine.param_str, mine.phase) == ("3", caffe.TEST)
     assert python_net.params["mine"][0] is mine.blobs[0]
+    with pytest.raises(NotImplementedError):
+        caffe.Layer().forward([], [])
     mine.set_factor(10)
     np.testing.assert_array_equal(python_net.forward(x=np.ones(2, np.float32))["z"], [11, 11])
 
@@ -144,6 +183,9 @@ def test_solve_runs_to_max_iter_and_restore_goes_on_from_a_snapshot(tmp_path):
     other = caffe.get_solver(path)
     other.restore(str(tmp_path / "snap_iter_2.solverstate"))
     assert other.iter == 2
+    (tmp_path / "snap_iter_2.caffemodel").unlink()
+    other.snapshot()
+    assert (tmp_path / "snap_iter_2.caffemodel").exists()
     feed(other.net, classes=3)
     other.solve(str(tmp_path / "snap_iter_4.solverstate"))
     np.testing.assert_array_equal(other.net.params["ip1"][0].data, solver.net.params["ip1"][0].data)

@@ -100,7 +100,9 @@ class Slot:
         self.flush()
 
     def array(self) -> np.ndarray:
-        """The live host array, of the blob's shape, C-contiguous."""
+        """The live host array, of the blob's shape, C-contiguous; zeros where there are no contents (settings.shapes_only)."""
+        if self.device.type == "meta":
+            return np.zeros(self.shape, np.float32)
         self._fetch()
         if self.host is None:
             tensor = self.value().detach()

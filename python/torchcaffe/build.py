@@ -225,7 +225,7 @@ class _Builder:
             self.graph.param_owner[layer.name, index] = len(learnable)
             learnable.append(Learnable(blob, layer.name, index, spec.lr_mult, spec.decay_mult,
                                        spec.HasField("lr_mult"), spec.HasField("decay_mult")))
-            if layer.declared:
+            if layer.declared and self.context.device.type != "meta":
                 initial = layer.declared[index][1](self.context.streams.numpy("fill", layer.name, index))
                 blob.data_slot.assign(torch.from_numpy(initial).to(self.context.dtype).reshape(blob.shape))
             return

@@ -29,15 +29,19 @@ from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu
 from torchcaffe.solver import get_solver
 from torchcaffe.tools import (
     Run,
+    check,
     compute_image_mean,
     convert_imageset,
     convert_leveldb,
+    draw,
     extract_features,
+    names,
+    summary,
     upgrade_proto,
 )
 
 SOURCE = "caffe.cpp:0"
-TOOLS = (upgrade_proto, convert_imageset, convert_leveldb, compute_image_mean, extract_features)
+TOOLS = (upgrade_proto, convert_imageset, convert_leveldb, compute_image_mean, extract_features, summary, draw, check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -184,10 +188,6 @@ class _Parser(argparse.ArgumentParser):
         raise CaffeError(f"{message}; see {self.prog} --help")
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -219,18 +219,18 @@ def _parser() -> argparse.ArgumentParser:
         if computes:
             flag("gpu", type=_gpu, metavar="N", help="run on this GPU instead of the CPU")
         flag("level", type=int, default=0, metavar="N", help="level of the net's state")
-        flag("stage", type=_names, default=[], metavar="A,B", help="stages of the net's state")
+        flag("stage", type=names, default=[], metavar="A,B", help="stages of the net's state")
         return flag
 
     flag = command("train", train)
     flag("solver", required=True, metavar="FILE", help="solver prototxt")
-    flag("weights", type=_names, default=[], metavar="A,B", help="caffemodels to start from, matched by layer name")
+    flag("weights", type=names, default=[], metavar="A,B", help="caffemodels to start from, matched by layer name")
     flag("snapshot", metavar="FILE", help="solver state to resume")
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
         flag(name, choices=("snapshot", "stop", "none"), default=default, help=f"what {name[:-7].upper()} does (default: %(default)s)")
     flag = command("test", test)
     flag("model", required=True, metavar="FILE", help="net prototxt")
-    flag("weights", type=_names, required=True, metavar="A,B", help="caffemodels, matched by layer name")
+    flag("weights", type=names, required=True, metavar="A,B", help="caffemodels, matched by layer name")
     flag("iterations", type=_count, default=50, metavar="N", help="batches to run (default: %(default)s)")
     flag = command("time", time_layers)
     flag("model", required=True, metavar="FILE", help="net prototxt")

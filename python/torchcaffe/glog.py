@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 INFO, WARNING, ERROR = range(3)
@@ -26,6 +28,17 @@ def init_log(level: int = INFO) -> None:
     """Write only lines of at least this severity: 0 information, 1 warnings, 2 errors (pycaffe's init_log)."""
     global _level
     _level = level
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Write errors only."""
+    global _level
+    before, _level = _level, ERROR
+    try:
+        yield
+    finally:
+        _level = before
 
 
 def _write(severity: int, message: str, source: str) -> None:

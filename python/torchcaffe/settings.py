@@ -14,6 +14,7 @@ from torchcaffe.errors import CaffeError
 
 _device_id = 0
 _gpu = False
+_shapes_only = False
 _dtype = torch.float32
 _seed: int | None = None
 _nets_since_seed = 0
@@ -49,12 +50,25 @@ def set_device(index: int) -> None:
 
 def device() -> torch.device:
     """Where a net built now would live."""
+    if _shapes_only:
+        return torch.device("meta")
     return torch.device("cuda", _device_id) if _gpu else torch.device("cpu")
 
 
 def dtype() -> torch.dtype:
     """The number type of a net built now: float32 outside `number_type`."""
     return _dtype
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build nets whose blobs have shapes and no contents, for looking at: they take no memory, and cannot run."""
+    global _shapes_only
+    before, _shapes_only = _shapes_only, True
+    try:
+        yield
+    finally:
+        _shapes_only = before
 
 
 @contextmanager

@@ -261,10 +261,11 @@ def test_a_stage_that_fails_is_told_and_the_rest_is_done(trained: Path, monkeypa
 
 def test_ctrl_c_says_that_it_goes_on_and_leaves_nothing_running(workspace: Path) -> None:
     command = ["reproduce", "demo", "--methods", "original", "--nets", "1", "--device", "cpu", "--scale", "50"]
+    before = begun(workspace)
     process = subprocess.Popen([sys.executable, "-m", "hintkd.cli", *command], cwd=workspace, env=environment(), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not list(workspace.glob("runs/stages/original-*/progress.json")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while begun(workspace) == before and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
@@ -272,6 +273,11 @@ def test_ctrl_c_says_that_it_goes_on_and_leaves_nothing_running(workspace: Path)
     assert process.returncode == 130
     assert err == "hintkd: stopped; the same command goes on from the last snapshots\n"
     assert processes_in(workspace) - {os.getpid()} == set()
+
+
+def begun(workspace: Path) -> set[Path]:
+    """The folders of stages that have been started."""
+    return {path.parent for path in workspace.glob("runs/stages/original-*/progress.json")}
 
 
 def processes_in(folder: Path) -> set[int]:

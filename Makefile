@@ -26,6 +26,7 @@ prototxts: .venv/demo.stamp      # the committed nets and solvers of tables 1 an
 
 docs: .venv/demo.stamp           # the generated parts of README.md and docs/
 	@$(BIN)/python docs/render.py
+	@$(BIN)/python docs/render_torchcaffe.py
 
 proto: .venv/dev.stamp           # torchcaffe/proto/caffe_pb2.py from caffe.proto
 	@$(BIN)/python -m torchcaffe.proto.generate

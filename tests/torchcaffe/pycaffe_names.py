@@ -23,7 +23,8 @@ _BY_TEST = {
         "Net.before_forward Net.after_forward Net.before_backward Net.after_backward",
     "test_pycaffe.py::test_backward_from_a_layer_takes_its_tops_diffs_or_the_net_s_outputs": "Net.backward",
     "test_pycaffe.py::test_a_python_layer_s_object_is_in_the_net":
-        "Layer Layer.blobs Layer.blobs.add_blob Layer.type Layer.param_str Layer.phase Layer.setup Layer.reshape Layer.forward Layer.backward",
+        "Layer Layer.blobs Layer.blobs.add_blob Layer.type Layer.param_str Layer.phase "
+        "Layer.setup Layer.reshape Layer.forward Layer.backward",
     "test_pycaffe.py::test_a_solver_shows_its_nets_its_parameters_and_its_rate":
         "Solver.net Solver.test_nets Solver.iter Solver.param Solver.lr Solver.step",
     "test_pycaffe.py::test_get_solver_gives_the_class_that_the_file_names":

@@ -41,7 +41,7 @@ def test_its_test_uses_it(test):
     source = (HERE / file).read_text()
     functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     parts = [functions[name], *(functions[arg.arg] for arg in functions[name].args.args if arg.arg in functions)]       # with its fixtures
-    parts += [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]                                  # and constants
+    parts += [node for node in ast.parse(source).body if isinstance(node, (ast.Assign, ast.ImportFrom))]                # and constants
     text = "\n".join(map(ast.unparse, parts))
     missing = [used for used in NAMES if NAMES[used] == test and used.split(".")[-1] not in text]
     assert not missing

@@ -30,6 +30,8 @@ def why_not(net: Net) -> str | None:
     for node in net.graph.nodes:
         if isinstance(node.layer, PythonLayer) and not node.layer.has_torch_form:
             return f"Python layer '{node.layer.name}' has no forward_torch"
+        if node.layer.varies:
+            return f"layer '{node.layer.name}' reads images one by one, which may differ in size"
     consumed = {name for node in net.graph.nodes for name in node.bottom_names}
     for node in net.graph.nodes:
         for name, weight in zip(node.top_names, node.loss_weights, strict=True):

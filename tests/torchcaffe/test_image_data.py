@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import torchcaffe as caffe
 from lmdbs import batches, net
 from torchcaffe.data import images
 from torchcaffe.errors import CaffeError
@@ -116,3 +117,22 @@ def test_settings_that_caffe_refuses(tmp_path, more, words):
     write(tmp_path, 1)
     with pytest.raises(CaffeError, match=words):
         net(tmp_path, image_layer(tmp_path, 1, more).replace("batch_size: 1", "", more.count("batch_size")))
+
+
+def test_training_on_images_of_many_sizes_runs_layer_by_layer_whatever_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for i, size in enumerate([(6, 5), (4, 9), (7, 7)]):
+        Image.fromarray(pixels(*size, i)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "list.txt").write_text("0.png 0\n1.png 1\n2.png 2\n")
+    (tmp_path / "net.prototxt").write_text(image_layer(tmp_path, 1) + """
+      layer { name: "pool" type: "Pooling" bottom: "data" top: "pool" pooling_param { global_pooling: true pool: AVE } }
+      layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip" inner_product_param { num_output: 3 } }
+      layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }""")
+    (tmp_path / "solver.prototxt").write_text('net: "net.prototxt" base_lr: 1e-4 lr_policy: "fixed"')
+    solver = caffe.get_solver("solver.prototxt")
+    solver.fast = True
+    for i in range(4):
+        solver.step(1)
+        mean = pixels(*[(6, 5), (4, 9), (7, 7)][i % 3], i % 3)[:, :, ::-1].mean(axis=(0, 1))
+        np.testing.assert_allclose(solver.net.blobs["pool"].data.ravel(), mean, rtol=1e-5)

@@ -53,8 +53,9 @@ class Data(Source):
     """Images and, with a second top, labels from an LMDB of Datum messages, in the order of their keys.
 
     Tops: (batch_size, channels, height, width) after transform_param, and (batch_size,).  A window's place and the mirror are
-    drawn from streams("transform", name, cursor).  rand_skip and prefetch have no effect, nor have force_color and force_gray
-    on images that are not encoded.  Caffe: data_layer.cpp, data_transformer.cpp.
+    drawn from streams("transform", name, cursor).  With a batch_size of 1 and no crop_size the top takes each image's size.
+    rand_skip and prefetch have no effect, nor have force_color and force_gray on images that are not encoded.
+    Caffe: data_layer.cpp, data_transformer.cpp.
     """
 
     def setup(self) -> None:
@@ -70,6 +71,7 @@ class Data(Source):
         with self.naming_errors():
             self.transform = Transformer(self.param.transform_param, self.phase == caffe_pb2.TRAIN)
             self.images = open_database(param.source).images(self.transform.color)
+        self.varies = self.batch == 1 and not self.transform.crop
 
     def top_shapes(self) -> list[Shape]:
         with self.naming_errors():

@@ -31,6 +31,7 @@ class ImageData(Source):
             self.transform = Transformer(self.param.transform_param, self.phase == caffe_pb2.TRAIN)
             self.lines = read_list(param.source)
             self.images = Images(len(self.lines), self._read_one)
+        self.varies = self.batch == 1 and not self.transform.crop and not param.new_height
         self.skipped = 0
         if param.rand_skip:
             self.skipped = int(self.context.streams.numpy("skip", self.name).integers(param.rand_skip))

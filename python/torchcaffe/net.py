@@ -155,15 +155,7 @@ class Net(Batches):
                 blob.data_slot.flush()
             layer.forward_numpy()
         elif layer.type != "Input":
-            inputs = [blob.data_slot.value() for blob in node.bottoms]
-            node.reshape()
-            with torch.set_grad_enabled(node.need_backward):
-                inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, node.bottom_need, strict=True)]
-                result = node.forward(*inputs)
-            tops = [result] if isinstance(result, Tensor) else list(result)
-            if node.need_backward:
-                self._tapes[index] = (inputs, tops)
-            for blob, top in zip(node.tops, tops, strict=True):
+            for blob, top in zip(node.tops, self._compute(index), strict=True):
                 blob.data_slot.assign(top.detach())
             for blob in layer.blobs:
                 blob.data_slot.publish()
@@ -173,6 +165,19 @@ class Net(Batches):
                 # the weight lies in the diff, where a later layer's backward may have written another number, as in Caffe
                 loss += float(torch.sum(blob.data_slot.value() * blob.diff_value()))
         return loss
+
+    def _compute(self, index: int) -> list[Tensor]:
+        """The tops of a layer from what its bottoms hold now; what backward needs is kept."""
+        node = self.graph.nodes[index]
+        inputs = [blob.data_slot.value() for blob in node.bottoms]
+        node.reshape()
+        with torch.set_grad_enabled(node.need_backward):
+            inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, node.bottom_need, strict=True)]
+            result = node.forward(*inputs)
+        tops = [result] if isinstance(result, Tensor) else list(result)
+        if node.need_backward:
+            self._tapes[index] = (inputs, tops)
+        return tops
 
     def forward(self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None,
                 **kwargs: np.ndarray) -> dict[str, np.ndarray]:
@@ -219,8 +224,8 @@ class Net(Batches):
             return
         if layer.type == "Input":
             return
-        if index not in self._tapes:
-            raise CaffeError(f"layer '{layer.name}': backward needs a forward pass first")
+        if index not in self._tapes:                        # no forward pass came before: the blobs were filled by hand
+            self._compute(index)
         inputs, tops = self._tapes[index]
         wanted = [i for i, need in enumerate(node.bottom_need) if need]
         learned = [i for i, need in enumerate(node.param_need) if need]

@@ -129,6 +129,17 @@ def test_backward_from_a_layer_takes_its_tops_diffs_or_the_net_s_outputs(python_
         net.backward(start="mine", x=np.ones(2))
 
 
+def test_backward_without_forward_takes_what_the_blobs_hold(mlp):
+    net = caffe.Net(mlp, caffe.TRAIN)
+    x, dy = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
+    net.blobs["drop"].data[...] = x
+    net.blobs["ip2"].diff[...] = dy[:, :3]
+    net.backward(start="ip2", end="ip2")
+    weights = net.params["ip2"][0]
+    np.testing.assert_allclose(net.blobs["drop"].diff, dy[:, :3] @ weights.data, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(weights.diff, dy[:, :3].T @ x, rtol=1e-4, atol=1e-6)
+
+
 # -- solvers -------------------------------------------------------------------------------------------------------
 def test_a_solver_shows_its_nets_its_parameters_and_its_rate(tmp_path):
     solver = caffe.SGDSolver(write_solver(tmp_path, MLP, lr_policy="step", stepsize=2, gamma=0.5, test_iter=[1, 1], test_interval=5))

@@ -1,10 +1,12 @@
 """Exact continuation: what a snapshot needs beyond Caffe's two files so that a resumed run ends with the same bytes.
 
-Draws are functions of (seed, purpose, layer, pass), so all there is to keep is every layer's pass count, in a small JSON file
-beside the solver state.  It names the weights and history it belongs to by a digest, and the settings on which bytes depend.
+Draws are functions of (seed, purpose, layer, pass), so all there is to keep is every layer's pass count, and what recurrent layers
+carry from pass to pass, in a small JSON file beside the solver state.  It names the weights and history it belongs to by a
+digest, and the settings on which bytes depend.
 """
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from torchcaffe.errors import SidecarError
@@ -20,7 +23,7 @@ from torchcaffe.net import Net
 if TYPE_CHECKING:
     from torchcaffe.solver import Solver
 
-VERSION = 1
+VERSION = 2
 
 
 def path_beside(state_file: str | Path) -> Path:
@@ -31,7 +34,7 @@ def path_beside(state_file: str | Path) -> Path:
 def write(solver: Solver, path: Path) -> None:
     """Write the sidecar of the solver's present state, atomically."""
     content = {"version": VERSION, "digest": _digest(solver), "settings": _settings(solver),
-               "cursors": [_cursors(net) for net in (solver.net, *solver.test_nets)]}
+               "layers": [_layers(net) for net in (solver.net, *solver.test_nets)]}
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         json.dump(content, file)
         file.flush()
@@ -40,13 +43,13 @@ def write(solver: Solver, path: Path) -> None:
 
 
 def read(solver: Solver, path: Path) -> None:
-    """Set all cursors of a solver whose weights and history were just restored.
+    """Set the cursors and carried states of a solver whose weights and history were just restored.
 
     Raises SidecarError if there is no sidecar, it is damaged, or it belongs to other weights or other settings.
     """
     try:
         content = json.loads(path.read_text())
-        version, digest, settings, cursors = (content[k] for k in ("version", "digest", "settings", "cursors"))
+        version, digest, settings, layers = (content[k] for k in ("version", "digest", "settings", "layers"))
     except FileNotFoundError:
         raise SidecarError(f"{path}: missing, so the run cannot be continued exactly") from None
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,15 +61,22 @@ def read(solver: Solver, path: Path) -> None:
         if now.get(name) != value:
             raise SidecarError(f"{path}: the run was made with {name} {value}, now it is {now.get(name)}; results would not be byte-equal")
     nets = (solver.net, *solver.test_nets)
-    if len(cursors) != len(nets):
+    if len(layers) != len(nets):
         raise SidecarError(f"{path}: belongs to another solver")
-    for net, known in zip(nets, cursors, strict=True):
-        for node in net.graph.nodes:
-            node.layer.cursor = int(known.get(node.layer.name, 0))
+    for net, known in zip(nets, layers, strict=True):
+        for layer in (node.layer for node in net.graph.nodes):
+            entry = known.get(layer.name, {"cursor": 0, "state": [None] * len(layer.state)})
+            layer.cursor = int(entry["cursor"])
+            for tensor, text in zip(layer.state, entry["state"], strict=True):
+                stored = np.frombuffer(base64.b64decode(text), np.float64).copy() if text else np.zeros(tensor.numel())
+                tensor.copy_(torch.from_numpy(stored.reshape(tensor.shape)))
 
 
-def _cursors(net: Net) -> dict[str, int]:
-    return {node.layer.name: node.layer.cursor for node in net.graph.nodes if node.layer.cursor}
+def _layers(net: Net) -> dict[str, dict[str, Any]]:
+    """Per layer that has any: how many passes it has made, and what it carries on as float64 in base64."""
+    return {layer.name: {"cursor": layer.cursor,
+                         "state": [base64.b64encode(s.detach().cpu().double().numpy().tobytes()).decode() for s in layer.state]}
+            for layer in (node.layer for node in net.graph.nodes) if layer.cursor or layer.state}
 
 
 def _settings(solver: Solver) -> dict[str, Any]:

@@ -50,6 +50,34 @@ def test_a_run_continued_from_its_snapshot_ends_with_the_same_bytes(tmp_path, ki
     assert equal(parameters(whole.net), parameters(second.net))
 
 
+RECURRENT = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 dim: 5 } } }
+layer { name: "cont" type: "Input" top: "cont" input_param { shape { dim: 2 dim: 6 } } }
+layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 2 dim: 6 dim: 4 } } }
+layer { name: "lstm" type: "LSTM" bottom: "data" bottom: "cont" top: "lstm"
+  recurrent_param { num_output: 4 weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "lstm" bottom: "label" top: "loss" }
+"""
+
+
+def test_what_a_recurrent_layer_carries_from_pass_to_pass_is_continued(tmp_path):
+    path = write_solver(tmp_path, RECURRENT)
+
+    def begin():
+        solver = caffe.get_solver(path)
+        solver.fast = solver.exact = True
+        feed(solver.net)
+        solver.net.blobs["cont"].data[...] = 1
+        return solver
+
+    whole, first, second = begin(), begin(), begin()
+    whole.step(7)
+    first.step(3)
+    second.restore(first.snapshot())
+    second.step(4)
+    assert equal(parameters(whole.net), parameters(second.net))
+
+
 def test_restoring_without_exact_starts_the_draws_again_as_caffe_does(tmp_path):
     path = write_solver(tmp_path, MLP)
     state = run(path, 5, exact=True).snapshot()

@@ -65,6 +65,7 @@ class Layer:
       params            tensors of the parameters, in the order they were declared; made by the net, shared or not
       blobs             the same parameters as blobs
       cursor            how many forward passes have drawn or read something; the whole state of a data or dropout layer
+      state             tensors that a pass leaves for the next one, for layers that carry something on (recurrent ones)
       varies            the tops may have another shape in each pass, although the bottoms have not (images read one by one)
     """
 
@@ -87,6 +88,7 @@ class Layer:
         self.blobs: list[Blob] = []
         self.declared: list[tuple[Shape, Fill]] = []
         self.cursor = 0
+        self.state: list[Tensor] = []
         self.varies = False
 
     # -- what a subclass writes (with a named argument for each bottom; *Any, **Any lets mypy accept that) --------------

@@ -41,7 +41,6 @@ class Recurrent(Layer):
         self.require(len(self.param.top) == 1 + exposed, f"makes {1 + exposed} tops, not {len(self.param.top)}")
         self.static = len(bottoms) == 3 + exposed
         self.steps = bottoms[0][:1]
-        self.state: list[Tensor] = []
         self.require(len(bottoms[0]) >= 3, f"x must have three or more axes (T, N, ...), not {bottoms[0]}")
         size = self.gates * p.num_output
         self.declare((size, prod(bottoms[0][2:])), p.weight_filler)

@@ -31,7 +31,7 @@ docs: .venv/demo.stamp           # the generated parts of README.md and docs/
 proto: .venv/dev.stamp           # torchcaffe/proto/caffe_pb2.py from caffe.proto
 	@$(BIN)/python -m torchcaffe.proto.generate
 
-benchmark: .venv/demo.stamp      # half an hour on a quiet machine; writes docs/performance.md
+benchmark: .venv/demo.stamp      # minutes on a quiet machine; writes docs/performance.md
 	@$(BIN)/python benchmarks/step.py
 	@$(BIN)/python benchmarks/step.py --render
 

@@ -12,14 +12,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
 
-from torchcaffe import ENGINE
+from torchcaffe import ENGINE, settings
 from torchcaffe.errors import CaffeError
 from torchcaffe.export import export
 from torchcaffe.glog import info
@@ -41,6 +41,7 @@ from torchcaffe.tools import (
 )
 
 SOURCE = "caffe.cpp:0"
+BUILDERS = ("train", "test", "time", "export", "extract_features", "summary", "check")     # commands that build nets
 TOOLS = (upgrade_proto, convert_imageset, convert_leveldb, compute_image_mean, extract_features, summary, draw, check)
 
 
@@ -49,12 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         args = _parser().parse_args([re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in given])
-        return args.command(args) or 0
+        with settings.without_python_layers() if getattr(args, "no_python_layers", False) else nullcontext():
+            return args.command(args) or 0
     except CaffeError as error:
         print(f"torchcaffe: {error}", file=sys.stderr)
         return 2
     except torch.cuda.OutOfMemoryError:
         print("torchcaffe: the GPU's memory is full; use a smaller batch_size or leave --gpu away", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):     # what torch's CPU allocator says
+            raise
+        print("torchcaffe: the memory is full; use a smaller batch_size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -242,4 +249,6 @@ def _parser() -> argparse.ArgumentParser:
         commands.choices["export"].add_argument(name, help=what)
     for tool in TOOLS:
         tool.register(add)
+    for name in BUILDERS:
+        commands.choices[name].add_argument("--no-python-layers", action="store_true", help="refuse nets that import Python layers")
     return parser

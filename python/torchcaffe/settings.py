@@ -1,4 +1,4 @@
-"""Process-wide settings that pycaffe also keeps globally: device, number type, seed.
+"""Process-wide settings that pycaffe also keeps globally: device, number type, seed; and whether Python layers may be imported.
 
 A net takes them when it is built; changing them later affects later nets only.
 """
@@ -15,6 +15,7 @@ from torchcaffe.errors import CaffeError
 _device_id = 0
 _gpu = False
 _shapes_only = False
+_python_layers = True
 _dtype = torch.float32
 _seed: int | None = None
 _nets_since_seed = 0
@@ -69,6 +70,22 @@ def shapes_only() -> Iterator[None]:
         yield
     finally:
         _shapes_only = before
+
+
+def python_layers() -> bool:
+    """Whether a net built now may import the modules of its Python layers, which is to run their code."""
+    return _python_layers
+
+
+@contextmanager
+def without_python_layers() -> Iterator[None]:
+    """Refuse nets with Python layers, and import nothing for them: for files of unknown origin."""
+    global _python_layers
+    before, _python_layers = _python_layers, False
+    try:
+        yield
+    finally:
+        _python_layers = before
 
 
 @contextmanager

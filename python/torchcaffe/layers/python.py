@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from torchcaffe import settings
 from torchcaffe.alias import installed
 from torchcaffe.blob import Blob
 from torchcaffe.errors import CaffeError
@@ -88,6 +89,8 @@ class PythonLayer(Layer):
 
     def setup(self, *bottoms: Shape) -> None:
         p = self.param.python_param
+        self.require(settings.python_layers(), f"module '{p.module}' is not imported, as --no-python-layers says; "
+                     "leave that flag away if you trust the module")
         cls = load_class(p.module, p.layer, self)
         self.user = cls(self.param)
         self.user.param_str = p.param_str

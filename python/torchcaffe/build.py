@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcaffe.blob import Blob, Shape, check_shape
+from torchcaffe.blob import Blob, Shape
 from torchcaffe.errors import CaffeError
 from torchcaffe.layers import LAYERS
 from torchcaffe.layers.base import Context, Layer
@@ -41,11 +41,7 @@ class Node:
         if shapes == self.seen_shapes and not self.layer.reshapes_itself:
             return
         for name, blob, shape in zip(self.top_names, self.tops, self.layer.top_shapes(*shapes), strict=True):
-            try:
-                dims = check_shape(shape, f"layer '{self.layer.name}' ({self.layer.type}), top '{name}'")
-            except CaffeError as error:
-                raise CaffeError(str(error), layer=self.layer.name) from None
-            blob.reshape(*dims)
+            blob.reshape(*self.layer.possible(shape, f"top '{name}'"))
         self.seen_shapes = shapes
         self.write_loss_weights()
 

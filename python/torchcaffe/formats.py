@@ -63,7 +63,7 @@ def blob_to_array(blob: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
     data = np.frombuffer(double, "<f8") if double else np.frombuffer(single, "<f4")
     legacy = ("num", "channels", "height", "width")
     shape = [getattr(blob, name) for name in legacy] if any(blob.HasField(name) for name in legacy) else list(blob.shape.dim)
-    if any(size < 0 for size in shape) or prod(shape) != data.size or len(shape) > 32:
+    if any(not 0 <= size < 2**31 for size in shape) or prod(shape) != data.size or len(shape) > 32:
         raise CaffeError(f"a blob has shape {tuple(shape)} but {data.size} elements")
     return data.reshape(shape).astype(data.dtype.newbyteorder("="))         # a copy, which can be written to
 
@@ -297,10 +297,15 @@ def _dataset(item: Any) -> np.ndarray:
     """The numbers of a dataset, if they are there: a shape beyond what the file can hold is refused."""
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu" or item.external or item.is_virtual or item.shape is None:
         raise CaffeError(f"'{item.name}' is not a plain array of numbers")
-    if item.nbytes > DEFLATE * os.path.getsize(item.file.filename):
-        raise CaffeError(f"'{item.name}' has shape {item.shape}, more than the file can hold")
+    require_stored(item)
     array = item[()]
     return np.asarray(array, np.float64 if item.dtype == np.float64 else np.float32 if item.dtype.kind == "f" else np.int64)
+
+
+def require_stored(item: h5py.Dataset) -> None:
+    """Raise CaffeError for a dataset whose shape is beyond what its file can hold, before memory of that shape is taken."""
+    if item.nbytes > DEFLATE * os.path.getsize(item.file.filename):
+        raise CaffeError(f"'{item.name}' has shape {item.shape}, more than the file can hold")
 
 
 def _text(item: Any) -> str:

@@ -8,6 +8,7 @@ import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from torchcaffe.errors import CaffeError
+from torchcaffe.formats import require_stored
 
 Permutation = Callable[[str, int, int], np.ndarray]         # (what is permuted, pass, length) -> order
 
@@ -68,6 +69,11 @@ class RowFiles:
                     raise CaffeError(f"{path} has no dataset '{name}' for the top of this name; it has {', '.join(file) or 'none'}")
                 if data.dtype.kind not in "fiu" or data.ndim < 1 or data.shape[0] == 0:
                     raise CaffeError(f"dataset '{name}' in {path} has type {data.dtype} and shape {data.shape}; rows of numbers are needed")
+                if not (data.external or data.is_virtual):              # whose numbers lie in other files
+                    try:
+                        require_stored(data)
+                    except CaffeError as error:
+                        raise CaffeError(f"{path}: {error}") from None
                 shapes.append(data.shape)
             if len({shape[0] for shape in shapes}) > 1:
                 raise CaffeError(f"the datasets {', '.join(self.datasets)} in {path} have {', '.join(str(s[0]) for s in shapes)} rows; "

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchcaffe.blob import Blob
+from torchcaffe.blob import Blob, check_shape
 from torchcaffe.errors import CaffeError
 from torchcaffe.layers.fillers import Fill, filler
 from torchcaffe.proto import caffe_pb2
@@ -129,7 +129,15 @@ class Layer:
     # -- what a subclass uses -------------------------------------------------------------------------------------
     def declare(self, shape: Sequence[int], values: caffe_pb2.FillerParameter) -> None:
         """Add a parameter whose first values are as the message says."""
-        self.declared.append((tuple(shape), self.filler(values, shape)))
+        dims = self.possible(shape, f"parameter {len(self.declared)}")
+        self.declared.append((dims, self.filler(values, dims)))
+
+    def possible(self, shape: Sequence[int], what: str) -> Shape:
+        """blob.check_shape with this layer's name in its error: before anything of that size is made."""
+        try:
+            return check_shape(shape, f"layer '{self.name}' ({self.type}), {what}")
+        except CaffeError as error:
+            raise CaffeError(str(error), layer=self.name) from None
 
     def filler(self, values: caffe_pb2.FillerParameter, shape: Sequence[int]) -> Fill:
         """fillers.filler with this layer's name in its errors."""

@@ -130,7 +130,7 @@ class MemoryData(Source):
         param = self.param.memory_data_param
         self.batch = param.batch_size
         self.shape = param.channels, param.height, param.width
-        self.require(self.batch * np.prod(self.shape) > 0, "memory_data_param needs batch_size, channels, height and width")
+        self.require(min(self.batch, *self.shape) > 0, "memory_data_param needs batch_size, channels, height and width")
         self.arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     def top_shapes(self) -> list[Shape]:

@@ -49,6 +49,7 @@ class DummyData(Layer):
             self.shapes: list[Shape] = list(zip(*(self._for_each_top(sizes, "sizes") for sizes in old), strict=True))
         else:
             self.shapes = self._for_each_top([tuple(shape.dim) for shape in p.shape], "shapes")
+        self.shapes = [self.possible(shape, f"top '{name}'") for name, shape in zip(self.param.top, self.shapes, strict=True)]
         messages = self._for_each_top(p.data_filler or [caffe_pb2.FillerParameter()], "data_fillers")
         self.constant = [message.type == "constant" for message in messages]
         self.fills = [self.filler(message, shape) for message, shape in zip(messages, self.shapes, strict=True)]
@@ -63,6 +64,8 @@ class DummyData(Layer):
         return list(values) * (count if len(values) == 1 else 1)
 
     def _draw(self, index: int) -> Tensor:
+        if self.context.device.type == "meta":
+            return torch.empty(self.shapes[index], device="meta", dtype=self.context.dtype)
         draw = self.context.streams.numpy(f"data{index}", self.name, self.cursor)
         return torch.from_numpy(self.fills[index](draw)).to(self.context.device, self.context.dtype)
 

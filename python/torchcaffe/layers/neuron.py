@@ -143,7 +143,7 @@ class Exp(Neuron):
     def setup(self, x: Shape) -> None:
         p = self.param.exp_param
         log_base = _log_base(self, p.base)
-        self.inner, self.outer = log_base * p.scale, math.exp(log_base * p.shift)
+        self.inner, self.outer = log_base * p.scale, float(torch.tensor(log_base * p.shift, dtype=torch.float64).exp())
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.exp(x if self.inner == 1 else x * self.inner)

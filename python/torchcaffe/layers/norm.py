@@ -168,10 +168,14 @@ class LRN(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.lrn_param
-        if p.norm_region == p.ACROSS_CHANNELS:
-            return F.local_response_norm(x, p.local_size, p.alpha, p.beta, p.k)
-        mean = F.avg_pool2d(x.square(), p.local_size, 1, p.local_size // 2)
-        return x * (1 + p.alpha * mean).pow(-p.beta)
+        if not x.numel():
+            return x.clone()
+        across = p.norm_region == p.ACROSS_CHANNELS
+        size = min(p.local_size, 2 * max(x.shape[1:2] if across else x.shape[2:]) - 1)        # what lies further out is nothing but zeros
+        if across:
+            return F.local_response_norm(x, size, p.alpha * (size / p.local_size), p.beta, p.k)
+        mean = F.avg_pool2d(x.square(), size, 1, size // 2)
+        return x * (1 + p.alpha * (size / p.local_size) ** 2 * mean).pow(-p.beta)
 
 
 class _Standardise(torch.autograd.Function):

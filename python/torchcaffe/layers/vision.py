@@ -68,7 +68,9 @@ class Windowed(Layer):
                      f"but the bottom has shape {x}")
 
     def windows(self, x: Shape) -> tuple[int, ...]:
-        """How many windows fit along each spatial axis."""
+        """How many windows fit along each spatial axis; torch ends the process where the padding is beyond all measure."""
+        self.possible((*x[:self.channel_axis + 1], *(n + 2 * p for n, p in zip(x[self.channel_axis + 1:], self.pad, strict=True))),
+                      "the bottom with its pad")
         sizes = tuple((n + 2 * p - e) // s + 1
                       for n, p, e, s in zip(x[self.channel_axis + 1:], self.pad, self.extent, self.stride, strict=True))
         self.require(min(sizes) > 0, f"the window of size {self.extent} does not fit into the bottom of shape {x} with pad {self.pad}")
@@ -150,6 +152,8 @@ class Deconvolution(Convolving):
     def sizes(self, x: Shape) -> tuple[int, ...]:
         sizes = tuple(s * (n - 1) + e - 2 * p
                       for n, s, e, p in zip(x[self.channel_axis + 1:], self.stride, self.extent, self.pad, strict=True))
+        self.possible((*x[:self.channel_axis], self.param.convolution_param.num_output,
+                       *(n + 2 * p for n, p in zip(sizes, self.pad, strict=True))), "the top before pad is cut off")
         self.require(min(sizes) > 0, f"pad {self.pad} leaves nothing of the bottom of shape {x}")
         return sizes
 
@@ -278,6 +282,7 @@ class Pooling(Layer):
         self.require(len(x) == 4, f"needs a blob of four axes (N, C, H, W), not {x}")
         if self.param.pooling_param.global_pooling:
             self.pool = Pool((x[2], x[3]), (1, 1))
+        self.possible((*x[:2], *(n + 2 * p for n, p in zip(x[2:], self.pool.pad, strict=True))), "the bottom with its pad")
         sizes = self.pool.sizes(x[2:])
         self.require(min(sizes) > 0, f"the kernel {self.pool.kernel} does not fit into the bottom of shape {x}")
         return [(*x[:2], *sizes)] * max(len(self.param.top), 1)

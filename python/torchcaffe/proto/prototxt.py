@@ -65,6 +65,8 @@ def parse(text: str, message: M, filename: str = "<text>") -> M:
         sentence = _explain(str(error), text, line, column)
     except (ValueError, RecursionError) as error:               # surrogates in strings, blocks thousands deep
         line, column, sentence = 1, 1, f"cannot be parsed: {error}"
+    except SystemError:                                         # protobuf's look-up of bytes that are no UTF-8 among an enum's values
+        line, column, sentence = 1, 1, "holds a value that is not UTF-8"
     raise CaffeError(f"{filename}:{line}:{column}: {sentence}")
 
 

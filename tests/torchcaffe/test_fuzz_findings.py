@@ -1,6 +1,7 @@
 """Inputs that fuzzing found and that ended in something else than an answer or a CaffeError: each now has one or the other."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +59,8 @@ def test_padding_beyond_all_measure(tmp_path, kind, setting):
     """In a process of its own: the first two ended it with SIGSEGV."""
     (tmp_path / "net.prototxt").write_text(over_x(kind, setting))
     path = str(Path(caffe.__file__).parents[1])
-    program = f"import sys; sys.path.insert(0, {path!r}); from torchcaffe.cli import main; sys.exit(main(['time', '--model', 'net.prototxt']))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "torchcaffe", "time", "--model", "net.prototxt"], cwd=tmp_path, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": path}, text=True, check=False)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"torchcaffe: net.prototxt:2: layer 'it' ({kind}), the ") and "is not possible" in last

@@ -43,7 +43,8 @@ def test_any_weights_are_read_back(tmp_path, ending, layers):
 
 @BINARY_AND_HDF5
 @QUICK
-@given(iteration=st.integers(0, 2**31 - 1), current_step=st.integers(0, 2**31 - 1), history=ARRAYS, learned_net=st.text("a/ä.文", max_size=9))
+@given(iteration=st.integers(0, 2**31 - 1), current_step=st.integers(0, 2**31 - 1), history=ARRAYS,
+       learned_net=st.text("a/ä.文", max_size=9))
 def test_any_state_is_read_back(tmp_path, ending, iteration, current_step, history, learned_net):
     path = tmp_path / f"s.solverstate{ending}"
     formats.write_state(path, formats.State(iteration, learned_net, current_step, history))

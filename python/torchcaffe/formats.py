@@ -63,7 +63,8 @@ def blob_to_array(blob: caffe_pb2.BlobProto, diff: bool = False) -> np.ndarray:
     data = np.frombuffer(double, "<f8") if double else np.frombuffer(single, "<f4")
     legacy = ("num", "channels", "height", "width")
     shape = [getattr(blob, name) for name in legacy] if any(blob.HasField(name) for name in legacy) else list(blob.shape.dim)
-    if any(not 0 <= size < 2**31 for size in shape) or prod(shape) != data.size or len(shape) > 32:
+    vast = prod(size for size in shape if size) >= 2**31 and not data.size       # numpy multiplies the axes of empty arrays too
+    if any(size < 0 for size in shape) or prod(shape) != data.size or len(shape) > 32 or vast:
         raise CaffeError(f"a blob has shape {tuple(shape)} but {data.size} elements")
     return data.reshape(shape).astype(data.dtype.newbyteorder("="))         # a copy, which can be written to
 
@@ -131,8 +132,8 @@ def _is_hdf5(path: StrPath) -> bool:
     try:
         with open(path, "rb") as file:
             return file.read(8) == b"\x89HDF\r\n\x1a\n"
-    except OSError as error:
-        raise CaffeError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:                  # a path with a zero in it
+        raise CaffeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _named(path: StrPath, action: Callable[[], Any]) -> Any:
@@ -207,12 +208,18 @@ def _weights_from_hdf5(file: h5py.File) -> Weights:
 # -- solver states -------------------------------------------------------------------------------------------------
 def read_state(path: StrPath) -> State:
     """A .solverstate, binary or HDF5 (Caffe: SGDSolver::RestoreSolverStateFromBinaryProto and ...HDF5)."""
-    if _is_hdf5(path):
-        return _read_hdf5(path, "a solver state", _state_from_hdf5)
+    state = _read_hdf5(path, "a solver state", _state_from_hdf5) if _is_hdf5(path) else _state_from_binary(path)
+    if any(character < " " for character in state.learned_net):
+        raise CaffeError(f"{path}: is damaged: it names {state.learned_net!r} as the file of its weights")
+    return state
+
+
+def _state_from_binary(path: StrPath) -> State:
     state = read_message(path, caffe_pb2.SolverState(), "a solver state")
     if not (state.HasField("iter") and state.HasField("learned_net")):      # a mean image has a field 1 too
         raise CaffeError(f"{path}: holds no iteration, so it is not a solver state")
-    return _named(path, lambda: State(state.iter, state.learned_net, state.current_step, [blob_to_array(blob) for blob in state.history]))
+    learned_net = os.fsdecode(state.learned_net)            # bytes where the path is not UTF-8
+    return _named(path, lambda: State(state.iter, learned_net, state.current_step, [blob_to_array(blob) for blob in state.history]))
 
 
 def write_state(path: StrPath, state: State) -> None:

@@ -5,6 +5,7 @@ training programs ask for.  The rates, the update rules and the files are in pol
 """
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -243,9 +244,9 @@ class Solver:
         for (lr_mult, decay_mult), indices in self._groups().items():
             weights = [self.learnable[i].blob.data_slot.value() for i in indices]
             group = [gradient[i] if i in gradient else torch.zeros_like(w) for i, w in zip(indices, weights, strict=True)]
-            group = updates.regularise(group, weights, p.weight_decay * decay_mult, p.regularization_type)
+            group = updates.regularise(group, weights, updates.single(p.weight_decay * decay_mult), p.regularization_type)
             histories = [[h[i] for i in indices] for h in self.histories]
-            change = updates.RULES[self.rule](group, histories, rate * lr_mult, self.iter, p)
+            change = updates.RULES[self.rule](group, histories, updates.single(rate * lr_mult), self.iter, p)
             torch._foreach_sub_(weights, change)
             for i, value in zip(indices, change, strict=True):
                 if shown:
@@ -277,6 +278,8 @@ class Solver:
         self._refresh(net)
         totals: list[Tensor] = []
         total_loss, batches = 0.0, self.param.test_iter[index]
+        if batches < 1:                                      # how tests are switched off
+            return
         for _ in range(batches):
             total_loss += self._forward(net)
             values = [net.blobs[name].data_slot.value().detach().double() for name in net.outputs]
@@ -335,7 +338,7 @@ class Solver:
                              "it belongs to another net or solver")
         if state.learned_net:
             recorded, beside = Path(state.learned_net), Path(state_file).parent / Path(state.learned_net).name
-            self.net.copy_from(recorded if recorded.exists() else beside)
+            self.net.copy_from(recorded if os.path.exists(recorded) else beside)         # which takes names too long for a file, too
         for target, array in zip([h for slot in self.histories for h in slot], state.history, strict=True):
             if tuple(target.shape) != array.shape and target.numel() != array.size:
                 raise CaffeError(f"{state_file}: a history blob has shape {array.shape}, but {tuple(target.shape)} is needed")

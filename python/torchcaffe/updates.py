@@ -6,8 +6,9 @@ returns the update, which the solver subtracts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import sqrt
+from math import copysign, inf
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from torchcaffe.proto import caffe_pb2
 
 Tensors = list[Tensor]
 Param = caffe_pb2.SolverParameter
+LARGEST = float(np.finfo(np.float32).max)
 # (gradients, histories, rate, iteration, param) -> update; histories is one list of tensors, or two
 Rule = Callable[[Tensors, Sequence[Tensors], float, int, Param], Tensors]
 
@@ -69,7 +71,15 @@ def adam(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteratio
     torch._foreach_mul_(squares, p.momentum2)
     torch._foreach_addcmul_(squares, gradients, gradients, value=1 - p.momentum2)
     t = iteration + 1
-    return _scaled(means, squares, rate * sqrt(1 - p.momentum2**t) / (1 - p.momentum**t), p.delta)
+    with np.errstate(all="ignore"):                       # a momentum of 1 gives infinite steps, not an exception
+        correction = np.sqrt(1 - np.float64(p.momentum2)**t) / (1 - np.float64(p.momentum)**t)
+        step = single(rate * correction)
+    return _scaled(means, squares, step, p.delta)
+
+
+def single(value: float) -> float:
+    """`value`, infinite where it is beyond float32, which is how Caffe keeps it; torch refuses such numbers."""
+    return value if not abs(value) > LARGEST else copysign(inf, value)
 
 
 def _scaled(values: Tensors, squares: Tensors, rate: float, delta: float) -> Tensors:

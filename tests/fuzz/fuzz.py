@@ -63,7 +63,8 @@ def solver(path: str) -> None:
     param = prototxt.read_solver(path)
     param.ClearField("snapshot")
     made = Solver(path, param.type, param)
-    if param.iter_size < 9 and sum(param.test_iter) < 9:
+    outputs = sum(net.blobs[name].count for net in (made.net, *made.test_nets) for name in net.outputs)      # a log line for each element
+    if param.iter_size < 9 and sum(param.test_iter) < 9 and outputs < 1000:
         made.step(2)
 
 
@@ -135,7 +136,14 @@ class Fuzzer:
         self.words = sorted(LAYERS) if name == "net" else WORDS
         os.chdir(self.work)
         Path("net.prototxt").write_text(NET)
-        Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 snapshot_prefix: "s"')
+        for kind in ("HDF5", "BINARYPROTO"):                # seeds that fit the net, beside the golden ones
+            Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 snapshot_prefix: "s" '
+                                               f"snapshot_format: {kind}")
+            made = caffe.get_solver("solver.prototxt")
+            made.step(1)
+            made.snapshot()
+        for path in Path().glob(f"s_iter_1{self.file[1:]}"):
+            (self.corpus / path.name).write_bytes(path.read_bytes())
 
     def once(self, data: bytes) -> None:
         """One input: CaffeError is an answer, anything else a finding."""

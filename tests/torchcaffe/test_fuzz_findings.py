@@ -30,6 +30,67 @@ def passes(folder: Path, text: str | bytes, value: float = 1) -> np.ndarray:
     return net.blobs["y"].data
 
 
+def solver(folder: Path, settings: str, rule: str = "SGD") -> caffe.Solver:
+    """A solver of an inner product, whose rate is base_lr 1 times what `settings` make of it."""
+    (folder / "net.prototxt").write_text(X + """
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 1 } }
+        layer { name: "loss" type: "Reduction" bottom: "ip" top: "loss" loss_weight: 1 }""")
+    (folder / "solver.prototxt").write_text(
+        f'net: "{folder}/net.prototxt" type: "{rule}" base_lr: 1 snapshot_prefix: "{folder}/s" {settings}')
+    return caffe.get_solver(str(folder / "solver.prototxt"))
+
+
+@pytest.mark.parametrize(("settings", "steps", "rate"), [
+    ('lr_policy: "sigmoid" gamma: 3e38 stepsize: 8', 1, 0),
+    ('lr_policy: "inv" gamma: -1 power: 0.75', 1, np.inf),
+    ('lr_policy: "poly" power: 0.5', 1, np.inf),                        # (1 - 1 / 0) ^ 0.5, as max_iter is missing
+    ('lr_policy: "poly" max_iter: 2 power: 0.5', 3, np.nan),            # once a complex number
+    ('lr_policy: "exp" gamma: 1e38', 9, np.inf),
+])
+def test_rates_are_those_of_c_where_python_s_floats_raise(tmp_path, settings, steps, rate):
+    made = solver(tmp_path, settings)
+    made.step(steps)
+    np.testing.assert_allclose(made.lr, rate, atol=1e-300)
+    made.step(1)
+
+
+@pytest.mark.parametrize("settings", ["momentum: 1", "momentum: 1e38", "momentum: 0.9 momentum2: 2"])
+def test_adam_with_momenta_that_make_no_sense(tmp_path, settings):
+    made = solver(tmp_path, f'lr_policy: "fixed" {settings}', "Adam")
+    made.step(12)
+    assert made.iter == 12
+
+
+def test_tests_of_no_batch(tmp_path):
+    solver(tmp_path, 'lr_policy: "fixed" test_iter: 0 test_interval: 1 test_compute_loss: true').step(2)
+
+
+def test_paths_with_a_zero(tmp_path):
+    with pytest.raises(CaffeError, match=r"solver.prototxt: a string holds the character .0"):
+        solver(tmp_path, r'lr_policy: "fixed" test_net: "a\000b" test_iter: 1 test_interval: 1')
+    made = solver(tmp_path, 'lr_policy: "fixed"')
+    with pytest.raises(CaffeError, match="cannot be read"):
+        made.net.copy_from("a\0b")
+
+
+def test_states_with_impossible_paths_or_vast_and_empty_blobs(tmp_path):
+    made, path = solver(tmp_path, 'lr_policy: "fixed"'), tmp_path / "s.solverstate"
+    one = b"\x3a\x02\x08\x01" + b"\x2a\x04\x00\x00\x80\x3f"            # a blob: shape (1,), data 1.0
+    for name, words in ((b"a\nb\0", r"is damaged: it names 'a\\nb\\x00' as the file of its weights"), (b"\xc4.caffemodel", "No such file"),
+                        (b"a" * 5000, "File name too long")):
+        path.write_bytes(b"\x08\x01\x12" + varint(len(name)) + name + b"\x1a\x0a" + one + b"\x1a\x0a" + one)
+        with pytest.raises(CaffeError, match=words):
+            made.restore(path)
+    dims = b"".join(b"\x08" + varint(size) for size in (2**24, 2**30, 2**30, 0))
+    path.write_bytes(b"\x08\x01\x12\x00\x1a" + varint(len(dims) + 2) + b"\x3a" + varint(len(dims)) + dims)
+    with pytest.raises(CaffeError, match="has shape .* but 0 elements"):
+        made.restore(path)
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + varint(number // 128)
+
+
 def test_enum_values_that_are_no_utf8(tmp_path):
     with pytest.raises(CaffeError, match="net.prototxt:1:1: holds a value that is not UTF-8"):
         passes(tmp_path, b'layer { name: "x" type: "Input" top: "x" phase: \xbb }')

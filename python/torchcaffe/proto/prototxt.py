@@ -50,7 +50,10 @@ def read_solver(path: StrPath) -> caffe_pb2.SolverParameter:
 
 def read(path: StrPath, message: M) -> M:
     """Merge a text file into `message` and return it, in whatever form it is written."""
-    return parse(_read(path), message, str(path))
+    parse(_read(path), message, str(path))
+    if any("\0" in text for text in _strings(message)):
+        raise CaffeError(f"{path}: a string holds the character \\0, which no name and no path can")
+    return message
 
 
 def parse(text: str, message: M, filename: str = "<text>") -> M:
@@ -99,6 +102,16 @@ def layer_line(path: StrPath, name: str) -> int | None:
             field = token
         value = ""
     return None
+
+
+def _strings(message: Message) -> Iterator[str]:
+    """All strings in a message."""
+    for field, value in message.ListFields():
+        for item in value if hasattr(value, "extend") else [value]:
+            if field.message_type:
+                yield from _strings(item)
+            elif field.type == field.TYPE_STRING:
+                yield item
 
 
 def _read(path: StrPath) -> str:

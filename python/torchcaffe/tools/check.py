@@ -143,7 +143,7 @@ def _state(path: str) -> Finding:
     state = formats.read_state(path)
     recorded = Path(state.learned_net)
     problems = []
-    if state.learned_net and not recorded.exists() and not (Path(path).parent / recorded.name).exists():
+    if state.learned_net and not os.path.exists(recorded) and not os.path.exists(Path(path).parent / recorded.name):
         problems.append(f"{path}: its weights are neither at {recorded}, where they were written, nor beside it; put {recorded.name} there")
     return Finding(path, "solver state", f"iteration {state.iter}", problems)
 

@@ -222,7 +222,7 @@ class _Builder:
             learnable.append(Learnable(blob, layer.name, index, spec.lr_mult, spec.decay_mult,
                                        spec.HasField("lr_mult"), spec.HasField("decay_mult")))
             if layer.declared and self.context.device.type != "meta":
-                initial = layer.declared[index][1](self.context.streams.numpy("fill", layer.name, index))
+                initial = layer.declared[index][1](self.context.streams.common.numpy("fill", layer.name, index))
                 blob.data_slot.assign(torch.from_numpy(initial).to(self.context.dtype).reshape(blob.shape))
             return
         first = learnable[owner]

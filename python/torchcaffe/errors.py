@@ -17,3 +17,7 @@ class CaffeError(Exception):
 
 class SidecarError(CaffeError):
     """A snapshot cannot be continued exactly: its sidecar is missing, belongs to another snapshot, or to another setting."""
+
+
+class PeerLost(CaffeError):
+    """Another of the solvers that train together has ended; what it says is the cause, this only follows."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaffe import debug, formats, glog, graph, settings
+from torchcaffe import debug, formats, glog, graph, parallel, settings
 from torchcaffe.batches import Batches
 from torchcaffe.blob import Blob
 from torchcaffe.build import Graph, build, check_differentiable
@@ -48,7 +48,7 @@ class Net(Batches):
         if given["phase"] not in (TRAIN, TEST):
             raise CaffeError(f"{network_file}: phase {given['phase']!r} is not caffe.TRAIN or caffe.TEST")
         param = graph.set_state(prototxt.read_net(network_file), given["phase"], given["level"], list(given["stages"] or []))
-        self._build(param, Streams(settings.next_net_seed()), str(network_file))
+        self._build(param, Streams(settings.next_net_seed(), parallel.solver_rank()), str(network_file))
         if given["weights"] is not None:
             self.copy_from(given["weights"])
 
@@ -61,7 +61,7 @@ class Net(Batches):
 
     def _build(self, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> None:
         self.source, self.phase = source, param.state.phase
-        self.context = Context(param.state.phase, streams, settings.device(), settings.dtype())
+        self.context = Context(param.state.phase, streams, settings.device(), settings.dtype(), parallel.share())
         with self.located():
             self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
         self.name = self.graph.name

@@ -1,7 +1,8 @@
 """Solvers: the training loop of Caffe's solver.cpp and sgd_solver.cpp, with its order of tests, displays, updates and snapshots.
 
 A solver runs its nets layer by layer, as pycaffe's users expect, or as whole-iteration functions (`fast`), which is what the
-training programs ask for.  The rates, the update rules and the files are in policies.py, updates.py and continuation.py.
+training programs ask for.  The rates, the update rules and the files are in policies.py, updates.py and continuation.py; solvers
+that train together combine their gradients in a callback (parallel.py), and only the first of them tests, displays and snapshots.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcaffe import continuation, debug, formats, glog, graph, policies, settings, updates
+from torchcaffe import continuation, debug, formats, glog, graph, parallel, policies, settings, updates
 from torchcaffe.build import Learnable
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import TEST, TRAIN, Net
@@ -33,6 +34,9 @@ class Solver:
     fast             run whole iterations as one function (extension; set before the first step).  A net that cannot is run layer
                      by layer, and a line in the log says why.
     exact            write a sidecar with each snapshot, and continue data cursors and draws from it on restore (extension)
+    root             whether it is the first of the solvers that train together, or alone (Caffe: root_solver)
+    gradients        one entry per learnable parameter, None where there is none: while the callbacks on_gradients_ready run, which
+                     may put others there, what the update is made of
     """
 
     rule = "SGD"
@@ -51,10 +55,11 @@ class Solver:
         self.random_seed = self.param.random_seed if self.param.random_seed >= 0 else settings.next_net_seed()
         self.fast = False
         self.exact = False
+        self.root = parallel.solver_rank() == 0
         self.iter = 0
         self.current_step = 0
         self.net = self._train_net()
-        self.test_nets = self._test_nets()
+        self.test_nets = self._test_nets() if self.root else []
         for net in (self.net, *self.test_nets):
             for names in self.param.weights:
                 for name in names.split(","):
@@ -62,6 +67,7 @@ class Solver:
         self.learnable: list[Learnable] = self.net.graph.learnable
         count = updates.HISTORIES.get(self.rule, 1)
         self.histories = [[torch.zeros_like(item.blob.data_slot.value()) for item in self.learnable] for _ in range(count)]
+        self.gradients: list[Tensor | None] = []
         self._losses: deque[Tensor | float] = deque(maxlen=max(1, self.param.average_loss))
         self._callbacks: list[tuple[Hook, Hook]] = []
         self._programs: dict[int, Program | None] = {}
@@ -109,7 +115,7 @@ class Solver:
         whole = graph.set_state(param, state.phase, state.level)
         whole.state.CopyFrom(state)
         seed = self.random_seed if index == 0 else self.random_seed * 1_000_003 + index
-        return Net.from_message(whole, Streams(seed), name)
+        return Net.from_message(whole, Streams(seed, parallel.solver_rank()), name)
 
     # -- the loop --------------------------------------------------------------------------------------------------
     def step(self, iterations: int) -> None:
@@ -124,29 +130,32 @@ class Solver:
                 self.test_all()
             for on_start, _ in self._callbacks:
                 on_start()
-            display = bool(p.display) and self.iter % p.display == 0
+            display = self.root and bool(p.display) and self.iter % p.display == 0
             self.net.debug_info = display and p.debug_info
-            gradients = self._pass()
+            self.gradients = self._pass()
             if display:
                 self._display()
             for _, on_gradients_ready in self._callbacks:
                 on_gradients_ready()
-            self._update(gradients, display)
+            self._update(self.gradients, display)
             if self.net.debug_info:
                 debug.update(self.net)
             self.iter += 1
             if (p.snapshot and self.iter % p.snapshot == 0) or self._request == "snapshot":
                 self._request = self._request.replace("snapshot", "")
-                self.snapshot()
+                if self.root:
+                    self.snapshot()
 
     def solve(self, resume_file: str | Path | None = None) -> None:
-        """Train to max_iter, from a .solverstate if given, with Caffe's end of a run: snapshot, last loss, last test."""
+        """Train to max_iter, from a .solverstate if given, with Caffe's end of a run by the root: snapshot, last loss, last test."""
         p = self.param
         glog.info(f"Solving {self.net.name}")
         glog.info(f"Learning Rate Policy: {p.lr_policy}")
         if resume_file is not None:
             self.restore(resume_file)
         self.step(p.max_iter - self.iter)
+        if not self.root:
+            return
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot != 0):
             self.snapshot()
         if self._request == "stop":
@@ -163,9 +172,17 @@ class Solver:
         """Ask a running step() to "stop" after its iteration, or to take a "snapshot"; safe from a signal handler."""
         self._request = action
 
-    def add_callback(self, on_start: Hook, on_gradients_ready: Hook | None = None) -> None:
-        """Call the first before each iteration and the second between backward and update; an NCCL stands for both."""
-        self._callbacks.append((on_start, on_gradients_ready or on_start))
+    def add_callback(self, on_start: Hook | parallel.NCCL, on_gradients_ready: Hook | None = None) -> None:
+        """Call the first before each iteration and the second between backward and update; an NCCL has both."""
+        if isinstance(on_start, parallel.NCCL):
+            self._callbacks.append((on_start.on_start, on_start.on_gradients_ready))
+        else:
+            self._callbacks.append((on_start, on_gradients_ready or on_start))
+
+    @property
+    def layer_by_layer(self) -> bool:
+        """Whether iterations run layer by layer, so that the parameters' diffs are there for whoever looks."""
+        return self._program(self.net) is None
 
     def _program(self, net: Net) -> Program | None:
         """The net as one function, or None where it runs layer by layer; decided once."""
@@ -240,7 +257,6 @@ class Solver:
         if p.iter_size != 1 and known:
             known = list(torch._foreach_mul(known, 1 / p.iter_size))
         gradient = dict(zip(present, known, strict=True))
-        shown = not self.fast or self._program(self.net) is None    # somebody may look at the diffs, which hold the update from now on
         for (lr_mult, decay_mult), indices in self._groups().items():
             weights = [self.learnable[i].blob.data_slot.value() for i in indices]
             group = [gradient[i] if i in gradient else torch.zeros_like(w) for i, w in zip(indices, weights, strict=True)]
@@ -249,7 +265,7 @@ class Solver:
             change = updates.RULES[self.rule](group, histories, updates.single(rate * lr_mult), self.iter, p)
             torch._foreach_sub_(weights, change)
             for i, value in zip(indices, change, strict=True):
-                if shown:
+                if self.layer_by_layer:
                     self.learnable[i].blob.diff_slot.assign(value)
                 self.learnable[i].blob.data_slot.publish()
 

@@ -1,7 +1,8 @@
 """Random draws as functions of (seed, purpose, layer, pass).
 
 There is no generator whose state has to be saved: whoever needs random numbers names what they are for, which layer asks, and
-how often that layer has asked before.  So a resumed run, a prefetched batch or a net beside another draws the same numbers.
+how often that layer has asked before.  So a resumed run, a prefetched batch or a net beside another draws the same numbers.  Solvers
+that train together draw apart, except for what they must agree on.
 """
 from __future__ import annotations
 
@@ -12,14 +13,20 @@ import torch
 
 
 class Streams:
-    """All random streams of one net, from one seed."""
+    """All random streams of one net, from one seed, as the solver number `rank` draws them."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, rank: int = 0):
+        self.seed, self.rank = seed, rank
+
+    @property
+    def common(self) -> Streams:
+        """The streams that are the same in all solvers that train together: first weights, the order of records."""
+        return Streams(self.seed)
 
     def _key(self, purpose: str, layer: str, index: int) -> int:
         """128 bits that depend on every argument."""
-        text = f"{self.seed}\0{purpose}\0{layer}\0{index}".encode()
+        who = f"{self.seed} of solver {self.rank}" if self.rank else f"{self.seed}"
+        text = f"{who}\0{purpose}\0{layer}\0{index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
 
     def numpy(self, purpose: str, layer: str, index: int = 0) -> np.random.Generator:

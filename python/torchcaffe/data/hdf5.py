@@ -42,21 +42,20 @@ class RowFiles:
         self._counts = np.array([shape[0][0] for shape in shapes])
         self._loaded: tuple[int, list[np.ndarray]] | None = None
 
-    def read(self, start: int, count: int) -> list[np.ndarray]:
-        """`count` rows of every dataset from position `start` of the endless order; float32."""
+    def read(self, positions: range) -> list[np.ndarray]:
+        """The rows of every dataset at `positions` of the endless order; float32."""
         parts = []
-        while count:
-            epoch, row = divmod(start, int(self._counts.sum()))
+        while positions:
+            epoch, row = divmod(positions[0], int(self._counts.sum()))
             files = self.permutation("files", epoch, len(self.files))
             ends = np.cumsum(self._counts[files])
             place = int(np.searchsorted(ends, row, side="right"))
             file = int(files[place])
             length = int(self._counts[file])
             first = row - int(ends[place]) + length
-            taken = min(count, length - first)
-            rows = self.permutation(f"rows of file {file}", epoch, length)[first:first + taken]
+            rows = self.permutation(f"rows of file {file}", epoch, length)[first::positions.step][:len(positions)]
             parts.append([data[rows] for data in self._load(file)])
-            start, count = start + taken, count - taken
+            positions = positions[len(rows):]
         return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
     def _shapes(self, path: str) -> list[tuple[int, ...]]:

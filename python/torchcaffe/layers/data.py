@@ -1,7 +1,8 @@
 """Layers that read records: Data (LMDB), HDF5Data, MemoryData.
 
 Their whole state is `cursor`, the number of batches read: batch k starts at record k * batch_size, and goes on with the first
-record after the last.  Reading and transforming are the work of torchcaffe.data.
+record after the last.  Of n solvers that train together, number r reads every n-th record from record r on.  Reading and transforming
+are the work of torchcaffe.data.
 """
 from __future__ import annotations
 
@@ -34,6 +35,15 @@ class Source(Layer):
         position = self.cursor * self.batch
         self.cursor += 1
         return position
+
+    def dealt(self) -> range:
+        """Positions of the next batch's records where records are dealt out; counts the pass.
+
+        Solvers that train together take them in turn; a test net, which only the root has, reads all (Caffe: DataLayer::Skip).
+        """
+        rank, count = self.context.share if self.phase == caffe_pb2.TRAIN else (0, 1)
+        start = self.start() * count + rank
+        return range(start, start + self.batch * count, count)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """`array`, which nobody else may change, as a tensor where this layer lives."""
@@ -80,7 +90,7 @@ class Data(Source):
 
     def forward(self) -> list[Tensor]:
         random = self.context.streams.numpy("transform", self.name, self.cursor)
-        positions = (self.start() + np.arange(self.batch)) % self.images.count
+        positions = np.array(self.dealt()) % self.images.count
         with self.naming_errors():
             images, labels = self.images.read(positions)
             pixels = self.transform(images, random)
@@ -106,14 +116,14 @@ class HDF5Data(Source):
             self.rows = RowFiles(param.source, self.param.top, self._shuffled if param.shuffle else in_order)
 
     def _shuffled(self, what: str, epoch: int, length: int) -> np.ndarray:
-        return self.context.streams.numpy(f"shuffle {what}", self.name, epoch).permutation(length)
+        return self.context.streams.common.numpy(f"shuffle {what}", self.name, epoch).permutation(length)
 
     def top_shapes(self) -> list[Shape]:
         return [(self.batch, *shape) for shape in self.rows.row_shapes]
 
     def forward(self) -> list[Tensor]:
         with self.naming_errors():
-            return [self.tensor(rows) for rows in self.rows.read(self.start(), self.batch)]
+            return [self.tensor(rows) for rows in self.rows.read(self.dealt())]
 
 
 @layer("MemoryData")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torchcaffe.data.images import Images, read_file, read_list
 from torchcaffe.data.transformer import Transformer
+from torchcaffe.glog import warning
 from torchcaffe.layers.base import Shape, layer
 from torchcaffe.layers.data import Source
 from torchcaffe.proto import caffe_pb2
@@ -17,7 +18,8 @@ class ImageData(Source):
 
     Tops: (batch_size, channels, height, width) after resizing to new_height x new_width and transform_param, and (batch_size,).
     Images may differ in size where crop_size, new_height and new_width or a batch_size of 1 make that possible; with the last the
-    top takes the size of each image.  rand_skip draws how many images are passed over at the start.  Caffe: image_data_layer.cpp.
+    top takes the size of each image.  rand_skip draws how many images are passed over at the start.  Images are not dealt out to
+    solvers that train together: each reads all of them, in an order or from a start of its own.  Caffe: image_data_layer.cpp.
     """
 
     tops = 2
@@ -32,6 +34,10 @@ class ImageData(Source):
             self.lines = read_list(param.source)
             self.images = Images(len(self.lines), self._read_one)
         self.varies = self.batch == 1 and not self.transform.crop and not param.new_height
+        rank, count = self.context.share
+        if count > 1 and rank == 0 and self.phase == caffe_pb2.TRAIN and not (param.shuffle or param.rand_skip):
+            warning(f"layer '{self.name}' (ImageData): all {count} solvers read the same images; set shuffle or rand_skip",
+                    "image_data_layer.cpp:0")
         self.skipped = 0
         if param.rand_skip:
             self.skipped = int(self.context.streams.numpy("skip", self.name).integers(param.rand_skip))

@@ -125,3 +125,27 @@ def test_padding_beyond_all_measure(tmp_path, kind, setting):
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"torchcaffe: net.prototxt:2: layer 'it' ({kind}), the ") and "is not possible" in last
+
+
+def test_argmax_of_a_single_axis(tmp_path):
+    assert (passes(tmp_path, over_x("ArgMax", "").replace("dim: 2 dim: 3 dim: 4 dim: 4", "dim: 2")) == np.zeros((2, 1, 1))).all()
+
+
+EMPTY = [(4,), (0,), (2, 0), (0, 3), (2, 0, 4, 4), (0, 3, 4, 4), (2, 3, 0, 4)]
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize(("kind", "setting"), [
+    ("ArgMax", ""), ("Scale", "scale_param { bias_term: true }"), ("MVN", ""), ("MVN", "mvn_param { across_channels: true }"),
+    ("Convolution", "convolution_param { num_output: 2 kernel_size: 3 }"),
+    ("Deconvolution", "convolution_param { num_output: 2 kernel_size: 3 }"),
+    ("Pooling", "pooling_param { kernel_size: 2 }"), ("Pooling", "pooling_param { global_pooling: true }"),
+    ("SPP", "spp_param { pyramid_height: 2 }"),
+])
+def test_blobs_without_elements_or_without_axes(tmp_path, shape, kind, setting):
+    """They pass, or a layer refuses them: torch's errors are not for users."""
+    dims = " ".join(f"dim: {size}" for size in shape)
+    try:
+        passes(tmp_path, over_x(kind, setting).replace("dim: 2 dim: 3 dim: 4 dim: 4", dims))
+    except CaffeError as error:
+        assert f"layer 'it' ({kind})" in str(error)

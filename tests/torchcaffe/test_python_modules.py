@@ -25,7 +25,7 @@ class Mine(caffe.Layer):
     def reshape(self, bottom, top): top[0].reshape(1)
     def forward(self, bottom, top): pass
 """
-CONSOLE_SCRIPT = "import sys\nfrom torchcaffe.cli import main\nsys.exit(main())\n"          # as pip writes it
+CONSOLE_SCRIPT = "import sys\nfrom hintkd_console import torchcaffe\nsys.exit(torchcaffe())\n"           # as pip writes it
 REFUSED = "layer 'mine' (Python): module 'module_beside_the_net' is not imported, as --no-python-layers says; "
 
 

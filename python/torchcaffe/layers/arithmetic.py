@@ -165,7 +165,7 @@ class ArgMax(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.argmax_param
-        rows = x.flatten(1) if self.along is None else x
+        rows = x.reshape(x.shape[0], prod(x.shape[1:])) if self.along is None else x
         along = -1 if self.along is None else self.along
         values, places = rows.flip(along).sort(dim=along, descending=True, stable=True)
         values, places = values.narrow(along, 0, p.top_k), rows.shape[along] - 1 - places.narrow(along, 0, p.top_k)

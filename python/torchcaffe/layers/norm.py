@@ -99,7 +99,7 @@ class Affine(Layer):
         self.require(x[start:start + len(other)] == other,
                      f"the factor or bias of shape {other} does not fit the bottom's shape {x} at axis {start}")
         self.view = (1,) * start + other + (1,) * (len(x) - start - len(other))
-        self.per_channel = len(x) > 1 and start == 1 and len(other) == 1
+        self.per_channel = start == 1 and len(other) == 1 and other[0] > 0          # batch_norm needs channels
 
     def apply(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         if self.per_channel:
@@ -209,6 +209,7 @@ class MVN(Layer):
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.mvn_param
         shape = (*x.shape, *[1] * (4 - x.dim()))
-        rows = x.reshape(shape[0] if p.across_channels else prod(shape[:2]), -1)
+        items = 1 if p.across_channels else 2
+        rows = x.reshape(prod(shape[:items]), prod(shape[items:]))
         y = _Standardise.apply(rows, p.eps) if p.normalize_variance else rows - rows.mean(-1, keepdim=True)
         return y.reshape(shape)

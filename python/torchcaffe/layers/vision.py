@@ -150,6 +150,7 @@ class Deconvolution(Convolving):
         return (self.channels, p.num_output // p.group, *self.kernel)
 
     def sizes(self, x: Shape) -> tuple[int, ...]:
+        self.require(min(x[self.channel_axis:]) > 0, f"the bottom of shape {x} has nothing to take windows of")
         sizes = tuple(s * (n - 1) + e - 2 * p
                       for n, s, e, p in zip(x[self.channel_axis + 1:], self.stride, self.extent, self.pad, strict=True))
         self.possible((*x[:self.channel_axis], self.param.convolution_param.num_output,
@@ -280,6 +281,7 @@ class Pooling(Layer):
 
     def top_shapes(self, x: Shape) -> list[Shape]:
         self.require(len(x) == 4, f"needs a blob of four axes (N, C, H, W), not {x}")
+        self.require(min(x[1:]) > 0, f"the bottom of shape {x} has nothing to take windows of")
         if self.param.pooling_param.global_pooling:
             self.pool = Pool((x[2], x[3]), (1, 1))
         self.possible((*x[:2], *(n + 2 * p for n, p in zip(x[2:], self.pool.pad, strict=True))), "the bottom with its pad")
@@ -310,6 +312,7 @@ class SPP(Layer):
 
     def top_shapes(self, x: Shape) -> list[Shape]:
         self.require(len(x) == 4, f"needs a blob of four axes (N, C, H, W), not {x}")
+        self.require(min(x[1:]) > 0, f"the bottom of shape {x} has nothing to take windows of")
         self.levels = []
         for level in range(self.param.spp_param.pyramid_height):
             bins = 2 ** level

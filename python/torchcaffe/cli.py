@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +21,15 @@ import numpy as np
 import torch
 
 from torchcaffe import ENGINE, settings
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, sentence
 from torchcaffe.export import export
 from torchcaffe.glog import info
+from torchcaffe.launch import Group, obey
 from torchcaffe.net import TEST, TRAIN, Net
+from torchcaffe.parallel import NCCL, solver_rank
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu
-from torchcaffe.solver import get_solver
+from torchcaffe.solver import Solver, get_solver
 from torchcaffe.tools import (
     Run,
     check,
@@ -50,21 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         args = _parser().parse_args([re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in given])
-        with settings.without_python_layers() if getattr(args, "no_python_layers", False) else nullcontext():
+        with _python_layers(args):
             return args.command(args) or 0
-    except CaffeError as error:
-        print(f"torchcaffe: {error}", file=sys.stderr)
-        return 2
-    except torch.cuda.OutOfMemoryError:
-        print("torchcaffe: the GPU's memory is full; use a smaller batch_size or leave --gpu away", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):     # what torch's CPU allocator says
-            raise
-        print("torchcaffe: the memory is full; use a smaller batch_size", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        words = sentence(error)
+        if words is None:
+            raise
+        print(f"torchcaffe: {words}", file=sys.stderr)
+        return 2
 
 
 # -- commands ------------------------------------------------------------------------------------------------------
@@ -72,34 +70,61 @@ def train(args: argparse.Namespace) -> None:
     """Train as a solver prototxt says, from --weights or from a --snapshot; SIGINT stops with a snapshot, SIGHUP takes one."""
     if args.weights and args.snapshot:
         raise CaffeError("--weights and --snapshot exclude each other: weights to start from, or a state to resume")
+    if args.gpu and args.processes > 1:
+        raise CaffeError("--gpu and --processes exclude each other: one process for each GPU, or several on the CPU")
     param = prototxt.read_solver(args.solver)
     param.train_state.level = args.level
     param.train_state.stage.extend(args.stage)
     if args.weights or args.snapshot:
         param.ClearField("weights")
         param.weights.extend(args.weights)
-    if args.gpu is None and param.HasField("solver_mode") and param.solver_mode == caffe_pb2.SolverParameter.GPU:
+    if not args.gpu and args.processes == 1 and param.HasField("solver_mode") and param.solver_mode == caffe_pb2.SolverParameter.GPU:
         if not torch.cuda.is_available():
             raise CaffeError(f"{args.solver}: solver_mode is GPU, but torch finds no CUDA device here; write solver_mode: CPU")
-        args.gpu = param.device_id
-    _use_device(args.gpu)
+        args.gpu = [param.device_id]
     folder = Path(param.snapshot_prefix).parent                 # found out now, not after hours of training
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise CaffeError(f"{args.solver}: snapshot_prefix '{param.snapshot_prefix}': there is no writable folder {folder}; make it")
+    effects = {signal.SIGINT: args.sigint_effect, signal.SIGHUP: args.sighup_effect}
+    count = len(args.gpu) or args.processes
+    if count == 1:
+        solver = _solver(args, param)
+        info("Starting Optimization", SOURCE)
+        with _signals(effects, solver.request):
+            solver.solve()
+    else:
+        info(f"Using GPUs {', '.join(map(str, args.gpu))}" if args.gpu else f"Using {count} processes", SOURCE)
+        with Group(count, _train_together, args, param) as group, _signals(effects, group.request):
+            group.wait()
+    info("Optimization Done.", SOURCE)
+
+
+def _train_together(uid: str, orders: Connection, args: argparse.Namespace, param: caffe_pb2.SolverParameter) -> None:
+    """What each process of several does."""
+    with _python_layers(args):
+        solver = _solver(args, param)
+        nccl = NCCL(solver, uid)
+        nccl.bcast()
+        solver.add_callback(nccl)
+        obey(orders, nccl.request)
+        info("Starting Optimization", SOURCE)
+        solver.solve()
+
+
+def _solver(args: argparse.Namespace, param: caffe_pb2.SolverParameter) -> Solver:
+    """This process's solver, on its device, as it was in --snapshot."""
+    _use_device(args.gpu[solver_rank()] if args.gpu else None)
     solver = get_solver(args.solver, param)
     solver.fast = True
     if args.snapshot:
         info(f"Resuming from {args.snapshot}", SOURCE)
         solver.restore(args.snapshot)
-    info("Starting Optimization", SOURCE)
-    with _signals({signal.SIGINT: args.sigint_effect, signal.SIGHUP: args.sighup_effect}, solver.request):
-        solver.solve()
-    info("Optimization Done.", SOURCE)
+    return solver
 
 
 def test(args: argparse.Namespace) -> None:
     """Score weights: every output of every batch, then the loss and the outputs averaged over the batches."""
-    _use_device(args.gpu)
+    _use_device(_first(args.gpu))
     net = Net(args.model, TEST, level=args.level, stages=args.stage)
     for weights in args.weights:
         net.copy_from(weights)
@@ -121,7 +146,7 @@ def test(args: argparse.Namespace) -> None:
 
 def time_layers(args: argparse.Namespace) -> None:
     """Time forward and backward of every layer, in ms, averaged over the iterations."""
-    _use_device(args.gpu)
+    _use_device(_first(args.gpu))
     net = Net(args.model, {"TRAIN": TRAIN, "TEST": TEST}[args.phase], level=args.level, stages=args.stage)
     last = len(net.layers) - 1
     info("Performing Forward", SOURCE)
@@ -177,6 +202,18 @@ def _milliseconds(run: Callable[[int, int], object], layer: int) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+def _python_layers(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """The setting that --no-python-layers asks for."""
+    return settings.without_python_layers() if getattr(args, "no_python_layers", False) else nullcontext()
+
+
+def _first(gpus: list[int]) -> int | None:
+    """The one GPU of a command that takes no more."""
+    for gpu in gpus[1:]:
+        info(f"Not using GPU #{gpu} for single-GPU function", SOURCE)
+    return gpus[0] if gpus else None
+
+
 def _use_device(gpu: int | None) -> None:
     if gpu is None:
         info("Use CPU.", SOURCE)
@@ -201,10 +238,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _gpu(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of one GPU")
-    return int(text)
+def _gpus(text: str) -> list[int]:
+    if text == "all":
+        if not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError("torch finds no CUDA device here; leave it away")
+        return list(range(torch.cuda.device_count()))
+    if not re.fullmatch(r"\d+(,\d+)*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a GPU, several numbers with commas between, or 'all'")
+    gpus = [int(number) for number in text.split(",")]
+    if len(set(gpus)) < len(gpus):
+        raise argparse.ArgumentTypeError(f"{text!r} names a GPU twice")
+    return gpus
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(f"--{long}", **options)  # type: ignore[arg-type]
 
         if computes:
-            flag("gpu", type=_gpu, metavar="N", help="run on this GPU instead of the CPU")
+            flag("gpu", type=_gpus, default=[], metavar="N,M", help="run on this GPU instead of the CPU; train on several, or on 'all'")
         flag("level", type=int, default=0, metavar="N", help="level of the net's state")
         flag("stage", type=names, default=[], metavar="A,B", help="stages of the net's state")
         return flag
@@ -233,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("solver", required=True, metavar="FILE", help="solver prototxt")
     flag("weights", type=names, default=[], metavar="A,B", help="caffemodels to start from, matched by layer name")
     flag("snapshot", metavar="FILE", help="solver state to resume")
+    flag("processes", type=_count, default=1, metavar="N", help="train in N processes on the CPU, each with a batch of its own")
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
         flag(name, choices=("snapshot", "stop", "none"), default=default, help=f"what {name[:-7].upper()} does (default: %(default)s)")
     flag = command("test", test)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from torchcaffe import parallel
 from torchcaffe.errors import SidecarError
 from torchcaffe.net import Net
 
@@ -60,10 +61,12 @@ def read(solver: Solver, path: Path) -> None:
     for name, value in settings.items():
         if now.get(name) != value:
             raise SidecarError(f"{path}: the run was made with {name} {value}, now it is {now.get(name)}; results would not be byte-equal")
+    if parallel.solver_count() > 1 and any(node.layer.state for node in solver.net.graph.nodes):
+        raise SidecarError(f"{path}: keeps what recurrent layers carry on of the root only, so several solvers cannot be continued exactly")
     nets = (solver.net, *solver.test_nets)
-    if len(layers) != len(nets):
+    if solver.root and len(layers) != len(nets):        # the others have no test nets
         raise SidecarError(f"{path}: belongs to another solver")
-    for net, known in zip(nets, layers, strict=True):
+    for net, known in zip(nets, layers, strict=False):
         for layer in (node.layer for node in net.graph.nodes):
             entry = known.get(layer.name, {"cursor": 0, "state": [None] * len(layer.state)})
             layer.cursor = int(entry["cursor"])
@@ -83,8 +86,8 @@ def _settings(solver: Solver) -> dict[str, Any]:
     """What bytes depend on beyond the prototxts."""
     context = solver.net.context
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"seed": solver.random_seed, "fast": solver.fast, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "device": device, "dtype": str(context.dtype)}
+    return {"seed": solver.random_seed, "solvers": parallel.solver_count(), "fast": solver.fast, "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "device": device, "dtype": str(context.dtype)}
 
 
 def _digest(solver: Solver) -> str:

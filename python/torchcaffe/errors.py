@@ -1,5 +1,7 @@
-"""What torchcaffe raises when its input, not its code, is wrong."""
+"""What torchcaffe raises when its input, not its code, is wrong, and what a user is told of that."""
 from __future__ import annotations
+
+import torch
 
 
 class CaffeError(Exception):
@@ -21,3 +23,14 @@ class SidecarError(CaffeError):
 
 class PeerLost(CaffeError):
     """Another of the solvers that train together has ended; what it says is the cause, this only follows."""
+
+
+def sentence(error: Exception) -> str | None:
+    """What to tell the user of a mistake in the input or of full memory; None of anything else, which is a bug."""
+    if isinstance(error, CaffeError):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU's memory is full; use a smaller batch_size or leave --gpu away"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):  # torch's words
+        return "the memory is full; use a smaller batch_size"
+    return None

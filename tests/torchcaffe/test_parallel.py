@@ -99,7 +99,8 @@ def test_rows_of_hdf5_files_are_dealt_out_of_one_order(tmp_path, shuffle):
 
     def rows(batch: int, passes: int) -> np.ndarray:
         param = f'source: "{tmp_path}/files" batch_size: {batch} {shuffle}'
-        return batches(net(tmp_path, f'layer {{ name: "in" type: "HDF5Data" top: "row" hdf5_data_param {{ {param} }} }}'), passes, "row").ravel()
+        model = net(tmp_path, f'layer {{ name: "in" type: "HDF5Data" top: "row" hdf5_data_param {{ {param} }} }}')
+        return batches(model, passes, "row").ravel()
 
     whole = rows(8, 3)
     parts = np.empty(24)

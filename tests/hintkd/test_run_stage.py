@@ -5,9 +5,11 @@ import ast
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -244,11 +246,25 @@ def test_kill_9_at_any_moment_leaves_no_trace_in_the_final_bytes() -> None:
     assert (other / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["run_stage", "backend", "errors", "files", "log_parser", "layers"])
+def imported(name: str) -> set[str]:
+    """A module of hintkd, and those that it imports."""
+    found = re.findall(r"^ *from hintkd\.(\w+) import", (PYTHON / f"hintkd/{name}.py").read_text(), re.MULTILINE)
+    return {name}.union(*map(imported, found))
+
+
+INSIDE = sorted(imported("run_stage") | imported("layers"))
+
+
+@pytest.mark.parametrize("name", INSIDE)
 def test_what_runs_inside_another_caffe_is_python_3_8(name: str) -> None:
     source = (PYTHON / f"hintkd/{name}.py").read_text()
     ast.parse(source, feature_version=(3, 8))
     assert "from __future__ import annotations" in source
+
+
+def test_the_linter_takes_it_for_python_3_8() -> None:
+    project = tomllib.loads((PYTHON.parent / "pyproject.toml").read_text())
+    assert project["tool"]["ruff"]["per-file-target-version"][f"python/hintkd/{{{','.join(INSIDE)}}}.py"] == "py38"
 
 
 def test_it_starts_without_torch_protobuf_or_torchcaffe() -> None:

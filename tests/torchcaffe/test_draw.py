@@ -1,6 +1,8 @@
 """Pictures of nets: the graph's nodes and edges as pydot reads them, and what is said without graphviz."""
 import re
+import shutil
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -57,6 +59,16 @@ def test_options_choose_phase_direction_rates_and_labels(graph):
     assert "data_Data" not in nodes and "loss_SoftmaxWithLoss" not in nodes
     assert nodes["conv_Convolution"].endswith("pad: 0 lr mult: 2.0, 1.0")
     assert set(edges.values()) == {None}
+
+
+@pytest.mark.skipif(not shutil.which("dot"), reason="needs graphviz")
+def test_graphviz_draws_it(net, tmp_path):
+    for name in ("net.svg", "net.png"):
+        draw.draw_net_to_file(net, tmp_path / name)
+    picture = ElementTree.parse(tmp_path / "net.svg").getroot()
+    titles = [group.findtext("{*}title") for group in picture.iterfind(".//{*}g[@class='node']")]
+    assert set(titles) >= {"conv_Convolution", "conv_blob"} and len(titles) == 6 + 6
+    assert (tmp_path / "net.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_old_nets_are_drawn_upgraded():

@@ -8,7 +8,7 @@ Processes are started by launch.py or by the user's script.  Caffe: parallel.cpp
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -138,12 +138,12 @@ class NCCL:
             return
         net, layers = self.solver.net, [node.layer for node in self.solver.net.graph.nodes]
         state: list[Any] = [(self.solver.random_seed, [layer.cursor for layer in layers])]
+        slots = [item.blob.data_slot for item in self.solver.learnable]
         with self._together():
             dist.broadcast_object_list(state, group=self._control)
-            for item in self.solver.learnable:
-                value = item.blob.data_slot.value()
-                dist.broadcast(value, src=0)
-                item.blob.data_slot.publish()
+        for slot, value in zip(slots, self._exchanged([slot.value() for slot in slots], lambda flat: dist.broadcast(flat, 0)), strict=True):
+            slot.assign(value)
+            slot.publish()
         self.solver.random_seed, cursors = state[0]
         net.context.streams.seed = self.solver.random_seed
         for layer, cursor in zip(layers, cursors, strict=True):
@@ -191,19 +191,23 @@ class NCCL:
             slot.assign(mean)
 
     def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The mean over all solvers of each tensor, by one message; views of a buffer that the next call overwrites."""
+        """The mean over all solvers of each tensor."""
+        means = self._exchanged(tensors, dist.all_reduce)
+        torch._foreach_mul_(means, 1 / self.count)
+        return means
+
+    def _exchanged(self, tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> list[Tensor]:
+        """What `exchange` makes of all tensors in one message: views of a buffer that the next call overwrites."""
         if not tensors:
             return []
-        size = sum(tensor.numel() for tensor in tensors)
-        if self._buffer is None or self._buffer.numel() < size:
-            self._buffer = torch.empty(size, dtype=tensors[0].dtype, device=tensors[0].device)
-        flat = self._buffer[:size]
+        sizes = [tensor.numel() for tensor in tensors]
+        if self._buffer is None or len(self._buffer) < sum(sizes):
+            self._buffer = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
+        flat = self._buffer[:sum(sizes)]
         torch.cat([tensor.reshape(-1) for tensor in tensors], out=flat)
         with self._together():
-            dist.all_reduce(flat)
-        flat.mul_(1 / self.count)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+            exchange(flat)
+        return [part.view(tensor.shape) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
     @contextmanager
     def _together(self) -> Iterator[None]:

@@ -208,6 +208,43 @@ def test_a_request_to_one_stops_all_after_the_same_iteration(tmp_path, records):
     assert in_processes(2, stopped) == [5, 5]
 
 
+DROPOUT = LAYERS.replace('{ name: "relu" type: "ReLU" ', '{ name: "drop" type: "Dropout" ')
+
+
+def test_a_run_continued_from_the_root_s_snapshot_ends_with_the_same_bytes(tmp_path, records):
+    path = files(tmp_path, records, 5, "crop_size: 5 mirror: true", DROPOUT, snapshot=8)
+
+    def run(rank, count, uid, restore, iterations):
+        solver = caffe.get_solver(path)
+        solver.fast, solver.exact = True, True
+        if restore:
+            solver.restore(restore)
+        nccl = caffe.NCCL(solver, uid)
+        nccl.bcast()
+        solver.add_callback(nccl)
+        solver.step(iterations)
+        return [blob.data for blobs in solver.net.params.values() for blob in blobs]
+
+    state = str(tmp_path / "snap_iter_8.solverstate")
+    whole, rest = in_processes(2, run, None, 12), in_processes(2, run, state, 4)
+    for a, b in zip(whole[0] + whole[1], rest[0] + rest[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "was made with solvers 2, now it is 1" in in_processes(1, run, state, 4)[0]
+
+
+def test_what_recurrent_layers_carry_on_is_not_continued_exactly_by_several(tmp_path):
+    text = """
+    layer { name: "x" type: "DummyData" top: "x" top: "c" dummy_data_param { shape { dim: 2 dim: 3 dim: 4 } shape { dim: 2 dim: 3 } } }
+    layer { name: "lstm" type: "LSTM" bottom: "x" bottom: "c" top: "y" recurrent_param { num_output: 2 } }
+    layer { name: "loss" type: "EuclideanLoss" bottom: "y" bottom: "y" top: "loss" }"""
+    member(0, 2)
+    solver = caffe.get_solver(write_solver(tmp_path, text))
+    solver.exact = True
+    state = solver.snapshot()
+    with pytest.raises(caffe.SidecarError, match="of the root only"):
+        solver.restore(state)
+
+
 # -- what they say when they cannot --------------------------------------------------------------------------------------
 def test_solvers_with_different_nets_are_told_so(tmp_path, records):
     paths = []

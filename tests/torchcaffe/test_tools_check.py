@@ -207,10 +207,20 @@ def test_weights_and_states_are_held_against_the_net(folder, capfd):
         capfd, "snap_iter_0.solverstate")
 
 
-@pytest.mark.parametrize("line", ["caffe train --gpu 0,1 --solver=s", "build/tools/caffe train -gpu=all", "nccl = caffe.NCCL(solver, uid)"])
-def test_several_gpus_in_a_script(folder, capfd, line):
+@pytest.mark.parametrize(("line", "cure"), [("caffe train --gpu 0,1 --solver=s", "write --processes N"),
+                                            ("build/tools/caffe train -gpu=all", "write --processes N"),
+                                            ("nccl = caffe.NCCL(solver, uid)", "without set_mode_gpu")])
+def test_several_gpus_in_a_script(folder, capfd, monkeypatch, line, cure):
     (folder / "train.sh").write_text(f"#!/bin/sh\n\n{line}\n")
-    assert "train.sh:3: asks for several GPUs" in problem(capfd, "train.sh")
+    for count, found in ((0, "none"), (1, "1")):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        said = problem(capfd, "train.sh")
+        assert "train.sh:3: asks for several GPUs" in said and f"but torch finds {found} here" in said and cure in said
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert main(["check", "train.sh"]) == 0
+    assert "train.sh: script, trains on several GPUs: will run" in capfd.readouterr().out
+    (folder / "train.sh").write_text("#!/bin/sh\ncaffe train --gpu 0,1,2\n")
+    assert "but torch finds 2 here" in problem(capfd, "train.sh")
 
 
 # -- data and binary files ---------------------------------------------------------------------------------------------

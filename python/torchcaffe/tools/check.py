@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
+import torch
 
 from torchcaffe import formats, glog
 from torchcaffe.data import datum
@@ -114,10 +115,19 @@ def _prototxt(path: str, text: str) -> Finding:
 
 
 def _script(path: str, text: str) -> Finding:
-    several = [f"{path}:{text.count(chr(10), 0, match.start()) + 1}: asks for several GPUs ({match[0]}), but torchcaffe trains on one; "
-               "name one, and write iter_size: N in the solver, so that an iteration still sees the batches of N GPUs"
-               for match in SEVERAL_GPUS.finditer(text)]
-    return Finding(path, "script", problems=several)
+    asked = list(SEVERAL_GPUS.finditer(text))
+    problems = [f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {problem}" for match in asked if (problem := _gpus_missing(match[0]))]
+    return Finding(path, "script", "trains on several GPUs" if asked else "", problems)
+
+
+def _gpus_missing(words: str) -> str | None:
+    """What is in the way of a script with these words, and what to do, where there are fewer GPUs than they ask for."""
+    needed, found = max(map(int, re.findall(r"\d+", words)), default=1) + 1, torch.cuda.device_count()
+    if found >= needed:
+        return None
+    cure = ("write --processes N in place of it to train in N processes on the CPU, or name one GPU and write iter_size: N in the solver"
+            if words.startswith("-") else "without set_mode_gpu its processes train on the CPU")
+    return f"asks for several GPUs ({words}), but torch finds {found or 'none'} here; {cure}"
 
 
 def _binary(path: str) -> Finding:

@@ -192,12 +192,13 @@ class NCCL:
 
     def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
         """The mean over all solvers of each tensor."""
-        means = self._exchanged(tensors, dist.all_reduce)
-        torch._foreach_mul_(means, 1 / self.count)
-        return means
+        def combine(flat: Tensor) -> None:
+            dist.all_reduce(flat)
+            flat.mul_(1 / self.count)
+        return self._exchanged(tensors, combine)
 
     def _exchanged(self, tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> list[Tensor]:
-        """What `exchange` makes of all tensors in one message: views of a buffer that the next call overwrites."""
+        """What `exchange` makes of all tensors, packed into one: views of a buffer that the next call overwrites."""
         if not tensors:
             return []
         sizes = [tensor.numel() for tensor in tensors]

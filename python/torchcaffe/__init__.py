@@ -29,7 +29,7 @@ from torchcaffe.solver import (
 from torchcaffe.timer import Timer
 
 __version__ = "0.1.0"
-NUMERIC = 1                                             # raised when the same run would give other bytes
+NUMERIC = 2                                             # raised when the same run would give other bytes
 ENGINE = f"torchcaffe {__version__} numeric {NUMERIC}"
 
 

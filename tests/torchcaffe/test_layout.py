@@ -1,10 +1,11 @@
-"""Images with one channel train channels-last, like those with three."""
+"""Nets of images are computed channels-last, whatever their channels and shortcuts."""
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcaffe as caffe
-from nets import conv, write_solver
+from nets import INPUTS, conv, feed, write_solver
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -19,3 +20,35 @@ def test_all_tops_of_a_convolutional_net_are_channels_last(tmp_path, channels):
     values = [solver.net.blobs[name].data_slot.value() for name in ("a", "b")]
     assert all(v.is_contiguous(memory_format=torch.channels_last) and not v.is_contiguous() for v in values)
     assert np.isfinite(solver.net.blobs["loss"].data)
+
+
+class Layouts(TorchDispatchMode):
+    """Notes for every gradient that reaches a batch normalisation whether it is channels-last."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.native_batch_norm_backward.default:
+            self.found.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        return function(*args, **(kwargs or {}))
+
+
+def test_shortcuts_that_pad_with_zeros_leave_the_layout_alone_in_both_directions(tmp_path):
+    text = INPUTS % {"batch": 4, "size": 8} + conv("a", "data", 4) + conv("b", "a", 8, stride=2, relu=False) + """
+    layer { name: "half" type: "Convolution" bottom: "a" top: "half" param { lr_mult: 0 }
+      convolution_param { num_output: 4 kernel_size: 1 stride: 2 group: 4 bias_term: false weight_filler { type: "constant" value: 1 } } }
+    layer { name: "zeros" type: "Power" bottom: "half" top: "zeros" power_param { scale: 0 } }
+    layer { name: "pad" type: "Concat" bottom: "half" bottom: "zeros" top: "pad" }
+    layer { name: "sum" type: "Eltwise" bottom: "pad" bottom: "b" top: "sum" }
+    layer { name: "sum_relu" type: "ReLU" bottom: "sum" top: "sum" }""" + conv("c", "sum", 8) + """
+    layer { name: "fc" type: "InnerProduct" bottom: "c" top: "fc" inner_product_param { num_output: 10 weight_filler { type: "msra" } } }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }"""
+    solver = caffe.get_solver(write_solver(tmp_path, text))
+    solver.fast = True
+    feed(solver.net)
+    with Layouts() as layouts:
+        solver.step(1)
+    assert layouts.found == [True, True, True]
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in solver._programs[id(solver.net)].tops.values() if x.dim() == 4)

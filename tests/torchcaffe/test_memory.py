@@ -14,19 +14,21 @@ PROGRAM = """
 import resource, torch
 from torchcaffe import memory
 
-def faults():
-    [torch.empty(2**20).fill_(1) for _ in range(16)]        # 64 MiB
+def faults(count, size):
+    [torch.empty(size).fill_(1) for _ in range(count)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    [torch.empty(2**20).fill_(1) for _ in range(16)]
+    [torch.empty(size).fill_(1) for _ in range(count)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(int(memory.keep_freed()), min(faults() for _ in range(8)))        # the kernel may take pages back meanwhile
+print(int(memory.keep_freed()), min(faults(COUNT, SIZE) for _ in range(8)))        # the kernel may take pages back meanwhile
 """
 
 
-def test_large_tensors_reuse_memory_once_malloc_is_told():
+@pytest.mark.parametrize(("count", "size"), [(16, 2**20), (1, 2**24)])         # 64 MiB in small and large tensors
+def test_large_tensors_reuse_memory_once_malloc_is_told(count, size):
     environment = {**os.environ, "PYTHONPATH": str(Path(memory.__file__).parents[1])}
-    result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    program = PROGRAM.replace("COUNT", str(count)).replace("SIZE", str(size))
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     told, faults = result.stdout.split()
     if told == "0":
         pytest.skip("this C library has no mallopt, or the environment sets it")

@@ -56,6 +56,31 @@ def test_a_blob_looked_at_before_shows_the_tops_of_the_last_fast_step(tmp_path):
     assert np.allclose(*arrays, atol=1e-6) and np.abs(arrays[0]).max() > 0
 
 
+def layer(name, kind, bottoms, top, rest=""):
+    return f'layer {{ name: "{name}" type: "{kind}" {"".join(f"""bottom: "{b}" """ for b in bottoms)} top: "{top}" {rest} }}'
+
+
+def fully_connected(name, bottom, rest=""):
+    return layer(name, "InnerProduct", [bottom], name, 'inner_product_param { num_output: 4 weight_filler { type: "xavier" } }' + rest)
+
+
+@pytest.mark.parametrize("readers", [
+    layer("e", "Eltwise", ["y", "b"], "e"),                                                        # one gradient for two ReLUs
+    layer("e", "Eltwise", ["y", "y"], "e"),
+    fully_connected("c", "y") + layer("e", "Eltwise", ["y", "c"], "e"),
+    layer("d", "Dropout", ["y"], "y") + fully_connected("c", "y") + layer("e", "Eltwise", ["b", "c"], "e"),
+    layer("t", "TanH", ["y"], "y") + layer("e", "Eltwise", ["b", "y"], "e"),
+    fully_connected("c", "y", "propagate_down: false") + layer("e", "Eltwise", ["y", "b"], "e"),
+])
+def test_a_relu_that_overwrites_its_gradient_leaves_those_of_others_alone(tmp_path, readers):
+    net = (MLP.split('layer { name: "ip1"')[0] + fully_connected("y", "data") + layer("y_relu", "ReLU", ["y"], "y")
+           + fully_connected("b", "data") + layer("b_relu", "ReLU", ["b"], "b") + readers
+           + layer("loss", "SoftmaxWithLoss", ["e", "label"], "loss") + 'layer { name: "sink" type: "Silence" bottom: "b" }')
+    path = write_solver(tmp_path, net, base_lr=0.1)
+    slow, fast = (parameters(train(path, 7, f, torch.float64, classes=4).net) for f in (False, True))
+    assert largest_difference(slow, fast) < 1e-12
+
+
 class Doubler(caffe.Layer):
     """A Python layer without a torch form."""
 

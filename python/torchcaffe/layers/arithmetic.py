@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaffe.layers.base import Layer, Shape, layer
+from torchcaffe.layers.layout import alike
 
 
 @layer("InnerProduct")
@@ -88,7 +89,7 @@ class Eltwise(Layer):
 
     def forward(self, *bottoms: Tensor) -> Tensor:
         p = self.param.eltwise_param
-        y, *rest = bottoms
+        y, *rest = alike(bottoms)
         if p.operation == p.SUM:
             coeff = list(p.coeff) or [1.0] * len(bottoms)
             y = y if coeff[0] == 1 else y * coeff[0]

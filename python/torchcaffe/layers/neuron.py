@@ -108,7 +108,7 @@ class Power(Neuron):
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.power_param
         if p.scale == 0 or p.power == 0:
-            return x.new_full((), 1 if p.power == 0 else _power(p.shift, p.power)).expand(x.shape)
+            return torch.full_like(x, 1 if p.power == 0 else _power(p.shift, p.power))
         if p.scale != 1:
             x = x * p.scale
         if p.shift != 0:

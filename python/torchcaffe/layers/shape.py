@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchcaffe.layers.base import Layer, Shape, layer
+from torchcaffe.layers.layout import alike
 
 
 @layer("Concat")
@@ -29,7 +30,7 @@ class Concat(Layer):
         return [(*first[:self.along], sum(x[self.along] for x in bottoms), *first[self.along + 1:])]
 
     def forward(self, *bottoms: Tensor) -> Tensor:
-        return bottoms[0] if len(bottoms) == 1 else torch.cat(bottoms, self.along)
+        return bottoms[0] if len(bottoms) == 1 else torch.cat(list(alike(bottoms)), self.along)
 
 
 @layer("Slice")

@@ -10,22 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaffe.layers.base import Layer, Shape, layer
+from torchcaffe.layers.layout import channels_last
 from torchcaffe.proto import caffe_pb2
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 DECONVOLVE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """x with its channels last in memory if it has four axes; a net is laid out as its first convolution's bottom is.
-
-    One channel lies the same either way, but only strides that say so are recognised.
-    """
-    if x.dim() != 4:
-        return x
-    if x.shape[1] == 1 and x.is_contiguous():
-        return x.reshape(x.shape[0], *x.shape[2:], 1).permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 class Windowed(Layer):

@@ -196,7 +196,9 @@ class Clip(Neuron):
     """x limited to [min, max]; the gradient passes at both limits.  Caffe: clip_layer.cpp."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(self.param.clip_param.min, self.param.clip_param.max)
+        p = self.param.clip_param
+        below = torch.where(x > p.max, p.max, x)                # clamp's gradient at a limit depends on torch's version
+        return torch.where(below < p.min, p.min, below)
 
     def in_place_gradient(self, y: Tensor, dy: Tensor) -> Tensor:
         p = self.param.clip_param

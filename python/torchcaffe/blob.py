@@ -94,9 +94,13 @@ class Slot:
             torch.from_numpy(self.host).copy_(self.tensor)
             self.stale = False
 
+    def touched(self) -> None:
+        """The tensor was changed in place; flush() shows it on the host array."""
+        self.stale = self.host is not None and not self._aliased
+
     def publish(self) -> None:
         """Show the tensor on the host array after it was changed in place."""
-        self.stale = self.host is not None and not self._aliased
+        self.touched()
         self.flush()
 
     def array(self) -> np.ndarray:

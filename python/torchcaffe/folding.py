@@ -40,6 +40,7 @@ class Folded:
         convolution, norm = chain[0].layer, chain[1].layer
         assert isinstance(convolution, Convolution) and isinstance(norm, BatchNorm)
         self.convolution, self.norm, self.scale, self.relu = convolution, norm, chain[2].layer, len(chain) == 4
+        self.weight: Tensor | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -48,9 +49,14 @@ class Folded:
         gamma, beta = (p.detach() for p in self.scale.params)
         weight, *bias = (p.detach() for p in self.convolution.params)
         gain = gamma * (variance + self.norm.eps).rsqrt()
-        self.weight = weight * gain.reshape(-1, *[1] * (weight.dim() - 1))
-        self.bias = beta - (mean - bias[0] if bias else mean) * gain
+        folded = weight * gain.reshape(-1, *[1] * (weight.dim() - 1)), beta - (mean - bias[0] if bias else mean) * gain
+        if self.weight is None:
+            self.weight, self.bias = folded
+        else:                                               # in their place, which a recorded pass reads
+            self.weight.copy_(folded[0])
+            self.bias.copy_(folded[1])
 
     def __call__(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
         y = self.convolution.convolve(x, self.weight, self.bias)
         return F.relu_(y) if self.relu else y

@@ -1,27 +1,28 @@
 """Solvers: the training loop of Caffe's solver.cpp and sgd_solver.cpp, with its order of tests, displays, updates and snapshots.
 
 A solver runs its nets layer by layer, as pycaffe's users expect, or as whole-iteration functions (`fast`), which is what the
-training programs ask for.  The rates, the update rules and the files are in policies.py, updates.py and continuation.py; solvers
-that train together combine their gradients in a callback (parallel.py), and only the first of them tests, displays and snapshots.
+training programs ask for.  The rates, the update rules, the files and what a GPU replays are in policies.py, updates.py,
+continuation.py and capture.py; solvers that train together combine their gradients in a callback (parallel.py), and only the first of
+them tests, displays and snapshots.
 """
 from __future__ import annotations
 
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from torchcaffe import continuation, debug, formats, glog, graph, parallel, policies, settings, updates
+from torchcaffe import capture, continuation, debug, formats, glog, parallel, policies, settings, solver_nets, updates
 from torchcaffe.build import Learnable
+from torchcaffe.capture import Fed, Replay, Work
 from torchcaffe.errors import CaffeError
-from torchcaffe.net import TEST, TRAIN, Net
-from torchcaffe.proto import caffe_pb2, prototxt, upgrade
+from torchcaffe.net import Net
+from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.step import Program, why_not
-from torchcaffe.streams import Streams
 
 Hook = Callable[[], object]
 
@@ -33,6 +34,8 @@ class Solver:
     random_seed      the seed of all its draws; the prototxt's, or one drawn now
     fast             run whole iterations as one function (extension; set before the first step).  A net that cannot is run layer
                      by layer, and a line in the log says why.
+    replay           run these functions from device memory alone (capture.py): recorded once and replayed, on a GPU; the same unrecorded on
+                     a CPU.  The default is True on a GPU.  A net that cannot is run step by step, and a line in the log says why.
     exact            write a sidecar with each snapshot, and continue data cursors and draws from it on restore (extension)
     root             whether it is the first of the solvers that train together, or alone (Caffe: root_solver)
     gradients        one entry per learnable parameter, None where there is none: while the callbacks on_gradients_ready run, which
@@ -58,93 +61,82 @@ class Solver:
         self.root = parallel.solver_rank() == 0
         self.iter = 0
         self.current_step = 0
-        self.net = self._train_net()
-        self.test_nets = self._test_nets() if self.root else []
+        self.net = solver_nets.train_net(self.param, self.source, self.random_seed)
+        self.test_nets = solver_nets.test_nets(self.param, self.source, self.random_seed, self.net) if self.root else []
         for net in (self.net, *self.test_nets):
             for names in self.param.weights:
                 for name in names.split(","):
                     net.copy_from(name.strip())
         self.learnable: list[Learnable] = self.net.graph.learnable
-        count = updates.HISTORIES.get(self.rule, 1)
-        self.histories = [[torch.zeros_like(item.blob.data_slot.value()) for item in self.learnable] for _ in range(count)]
+        self.updater = updates.Updater(self.rule, self.param, self.learnable)
+        self.histories = self.updater.histories
         self.gradients: list[Tensor | None] = []
+        self.replay = self.net.context.device.type == "cuda"
         self._losses: deque[Tensor | float] = deque(maxlen=max(1, self.param.average_loss))
         self._callbacks: list[tuple[Hook, Hook]] = []
         self._programs: dict[int, Program | None] = {}
+        self._replays: dict[int, Replay | None] = {}
         self._request = ""
         self._display_mark = (time.monotonic(), 0)
-
-    # -- nets ------------------------------------------------------------------------------------------------------
-    def _train_net(self) -> Net:
-        p = self.param
-        sources = [f for f in ("net", "net_param", "train_net", "train_net_param") if p.HasField(f)]
-        if len(sources) != 1:
-            raise CaffeError(f"{self.source}: exactly one of net, net_param, train_net and train_net_param says what to train, "
-                             f"not {' and '.join(sources) or 'none'}")
-        return self._make_net(getattr(p, sources[0]), TRAIN, [p.train_state] if p.HasField("train_state") else [], 0)
-
-    def _test_nets(self) -> list[Net]:
-        p = self.param
-        named: list[caffe_pb2.NetParameter | str] = [*p.test_net_param, *p.test_net]
-        generic = p.net_param if p.HasField("net_param") else p.net if p.HasField("net") else None
-        more = len(p.test_iter) - len(named)
-        if more < 0 or (more > 0 and generic is None):
-            raise CaffeError(f"{self.source}: {len(p.test_iter)} test_iter for {len(named)} test net(s); write one for each test net")
-        sources = named + ([] if generic is None else [generic] * more)
-        if p.test_state and len(p.test_state) != len(sources):
-            raise CaffeError(f"{self.source}: {len(p.test_state)} test_state for {len(sources)} test net(s); write one for each or none")
-        if sources and p.test_interval <= 0:
-            raise CaffeError(f"{self.source}: there are test nets, so test_interval must be above 0")
-        states = [[s] for s in p.test_state] or [[] for _ in sources]
-        nets = [self._make_net(s, TEST, state, i + 1) for i, (s, state) in enumerate(zip(sources, states, strict=True))]
-        for net in nets:
-            net.share_with(self.net)
-            net.debug_info = p.debug_info
-        return nets
-
-    def _make_net(self, source: caffe_pb2.NetParameter | str, phase: int, states: list[caffe_pb2.NetState], index: int) -> Net:
-        """A net whose state is: the phase, then what the net says, then what the solver says."""
-        if isinstance(source, str):
-            param, name = prototxt.read_net(source), source
-        else:
-            param, name = upgrade.upgrade_net(source), self.source
-        state = caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase))
-        state.MergeFrom(param.state)
-        for extra in states:
-            state.MergeFrom(extra)
-        whole = graph.set_state(param, state.phase, state.level)
-        whole.state.CopyFrom(state)
-        seed = self.random_seed if index == 0 else self.random_seed * 1_000_003 + index
-        return Net.from_message(whole, Streams(seed, parallel.solver_rank()), name)
 
     # -- the loop --------------------------------------------------------------------------------------------------
     def step(self, iterations: int) -> None:
         """Train for `iterations` updates, testing, displaying and snapshotting as the prototxt says."""
-        p, stop = self.param, self.iter + iterations
+        stop = self.iter + iterations
+        self._begin()
+        while self.iter < stop and self._request != "stop":
+            self._test_if_due()
+            self._iterate()
+            self._snapshot_if_due()
+        self._show_parameters()
+
+    def _begin(self) -> None:
+        """Before some iterations in a row: somebody may have written parameters, or looked at them."""
         self._losses.clear()
         self._display_mark = (time.monotonic(), self.iter)
         self._request = ""
         self._refresh(self.net)
-        while self.iter < stop and self._request != "stop":
-            if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
-                self.test_all()
+        self.updater.begin(on_device=self._replayed(self.net) is not None)
+
+    def _test_if_due(self) -> None:
+        p = self.param
+        if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
+            self._show_parameters()
+            self.test_all()
+
+    def _iterate(self) -> None:
+        """One iteration: from records to new parameters."""
+        display = self.root and bool(self.param.display) and self.iter % self.param.display == 0
+        replay = self._replayed(self.net)
+        if replay is not None:
+            self._set_rate()
+            loss = replay()
+            self._losses.append(0.0 if loss is None else loss.clone())
+            if display:
+                self._display()
+        else:
             for on_start, _ in self._callbacks:
                 on_start()
-            display = self.root and bool(p.display) and self.iter % p.display == 0
-            self.net.debug_info = display and p.debug_info
+            self.net.debug_info = display and self.param.debug_info
             self.gradients = self._pass()
             if display:
                 self._display()
             for _, on_gradients_ready in self._callbacks:
                 on_gradients_ready()
-            self._update(self.gradients, display)
-            if self.net.debug_info:
-                debug.update(self.net)
-            self.iter += 1
-            if (p.snapshot and self.iter % p.snapshot == 0) or self._request == "snapshot":
-                self._request = self._request.replace("snapshot", "")
-                if self.root:
-                    self.snapshot()
+            self._set_rate()
+            self._update(self.gradients)
+        if display:
+            glog.info(f"Iteration {self.iter}, lr = {self._rate:g}", "sgd_solver.cpp:105")
+        if self.net.debug_info:
+            debug.update(self.net)
+        self.iter += 1
+
+    def _snapshot_if_due(self) -> None:
+        if (self.param.snapshot and self.iter % self.param.snapshot == 0) or self._request == "snapshot":
+            self._request = self._request.replace("snapshot", "")
+            if self.root:
+                self._show_parameters()
+                self.snapshot()
 
     def solve(self, resume_file: str | Path | None = None) -> None:
         """Train to max_iter, from a .solverstate if given, with Caffe's end of a run by the root: snapshot, last loss, last test."""
@@ -190,10 +182,38 @@ class Solver:
             reason = "debug_info is on" if self.param.debug_info else why_not(net)
             if self.fast and reason:
                 glog.info(f"{net.source} runs layer by layer: {reason}", "step.py:1")
-            moving = {i for indices in self._groups().values() for i in indices}
-            at_rest = set(range(len(self.learnable))) - moving if net is self.net else None
+            at_rest = self.updater.at_rest if net is self.net else None
             self._programs[id(net)] = Program(net, at_rest) if self.fast and not reason else None
         return self._programs[id(net)]
+
+    def _replayed(self, net: Net) -> Replay | None:
+        """What runs the net from device memory alone, or None; decided once, unless somebody wants to be called in between."""
+        program = self._program(net) if self.replay and not self._callbacks else None
+        if program is None:
+            return None
+        if id(net) not in self._replays:
+            reason = capture.why_not(program)
+            if reason:
+                glog.info(f"{net.source} is not replayed: {reason}", "capture.py:1")
+            made = Replay(program, *self._work(net, program)) if not reason else None
+            self._replays[id(net)] = made
+        return self._replays[id(net)]
+
+    def _work(self, net: Net, program: Program) -> tuple[int, Work, list[Tensor]]:
+        """What a Replay does with the net: so many passes, the work, and the tensors it changes."""
+        parameters = [item.blob.data_slot.value() for item in net.graph.learnable]
+
+        def train(fed: list[Fed]) -> Tensor | None:
+            losses, gradients = self._passes(program, fed)
+            self.updater.apply(gradients)
+            return torch.stack(losses).mean() if losses else None
+
+        @torch.no_grad()
+        def test(fed: list[Fed]) -> Tensor | None:
+            return program.forward(fed[0])
+        if net is self.net:
+            return self.param.iter_size, train, parameters + [h for slot in self.histories for h in slot]
+        return 1, test, parameters
 
     def _refresh(self, net: Net) -> None:
         program = self._program(net)
@@ -204,8 +224,12 @@ class Solver:
         program = self._program(net)
         if program is None:
             return net._forward(0, len(net.layers) - 1)
-        with torch.no_grad():
-            loss = program.forward()
+        replay = self._replayed(net) if net is not self.net else None
+        if replay is not None:
+            loss = replay()
+        else:
+            with torch.no_grad():
+                loss = program.forward()
         return 0.0 if loss is None else float(loss)
 
     def _pass(self) -> list[Tensor | None]:
@@ -220,16 +244,21 @@ class Solver:
                 net._backward(len(net.layers) - 1, 0)
             self._losses.append(total / size)
             return [item.blob.diff_value() for item in self.learnable]
+        losses, gradients = self._passes(program, [None] * size)
+        self._losses.append(torch.stack(losses).mean() if losses else 0.0)
+        return gradients
+
+    def _passes(self, program: Program, fed: Sequence[Fed | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The losses of a forward and backward pass for each of `fed`, and the sum of their gradients."""
         losses: list[Tensor] = []
         gradients: list[Tensor | None] = []
-        for _ in range(size):
-            loss = program.forward()
+        for given in fed:
+            loss = program.forward(given)
             fresh = program.gradients(loss)
             gradients = [self._sum(i, a, b) for i, (a, b) in enumerate(zip(gradients, fresh, strict=True))] if gradients else fresh
             if loss is not None:
                 losses.append(loss.detach())
-        self._losses.append(torch.stack(losses).mean() if losses else 0.0)
-        return gradients
+        return losses, gradients
 
     def _sum(self, index: int, total: Tensor | None, fresh: Tensor | None) -> Tensor | None:
         """Gradients of several passes add up, except a Parameter layer's, whose last one stays (parameter_layer.hpp)."""
@@ -244,43 +273,28 @@ class Solver:
         rate, self.current_step = policies.learning_rate(self.param, self.iter, self.current_step)
         return rate
 
+    def _set_rate(self) -> None:
+        self._rate = self.lr
+        self.updater.set_rate(self._rate, self.iter)
+
     def apply_update(self) -> None:
         """One update from the diffs as they are, without counting an iteration (Caffe: ApplyUpdate)."""
-        self._update([item.blob.diff_value() for item in self.learnable], display=False)
+        self.updater.begin()
+        self._set_rate()
+        self._update([item.blob.diff_value() for item in self.learnable])
+        self._show_parameters()
 
-    def _update(self, gradients: list[Tensor | None], display: bool) -> None:
-        p, rate = self.param, self.lr
-        if display:
-            glog.info(f"Iteration {self.iter}, lr = {rate:g}", "sgd_solver.cpp:105")
-        present = [i for i, g in enumerate(gradients) if g is not None]
-        known = updates.clip([g for g in gradients if g is not None], p.clip_gradients)
-        if p.iter_size != 1 and known:
-            known = list(torch._foreach_mul(known, 1 / p.iter_size))
-        gradient = dict(zip(present, known, strict=True))
-        for (lr_mult, decay_mult), indices in self._groups().items():
-            weights = [self.learnable[i].blob.data_slot.value() for i in indices]
-            group = [gradient[i] if i in gradient else torch.zeros_like(w) for i, w in zip(indices, weights, strict=True)]
-            group = updates.regularise(group, weights, updates.single(p.weight_decay * decay_mult), p.regularization_type)
-            histories = [[h[i] for i in indices] for h in self.histories]
-            change = updates.RULES[self.rule](group, histories, updates.single(rate * lr_mult), self.iter, p)
-            torch._foreach_sub_(weights, change)
-            for i, value in zip(indices, change, strict=True):
-                if self.layer_by_layer:
-                    self.learnable[i].blob.diff_slot.assign(value)
+    def _update(self, gradients: list[Tensor | None]) -> None:
+        changes = self.updater.apply(gradients)
+        for i, change in changes.items():
+            if self.layer_by_layer:
+                self.learnable[i].blob.diff_slot.assign(change)
                 self.learnable[i].blob.data_slot.publish()
 
-    def _groups(self) -> dict[tuple[float, float], list[int]]:
-        """Parameters by (lr_mult, decay_mult), without those that no update can change."""
-        if self._group_cache is None:
-            groups: dict[tuple[float, float], list[int]] = {}
-            for i, item in enumerate(self.learnable):
-                at_rest = self.rule in updates.MOVED_BY_RATE_ONLY and item.lr_mult == 0 and not self.histories[0][i].any()
-                if not at_rest:
-                    groups.setdefault((item.lr_mult, item.decay_mult), []).append(i)
-            self._group_cache = groups
-        return self._group_cache
-
-    _group_cache: dict[tuple[float, float], list[int]] | None = None
+    def _show_parameters(self) -> None:
+        """Before somebody can look: bring the arrays of parameters that somebody holds up to date."""
+        for item in self.learnable:
+            item.blob.data_slot.publish()
 
     # -- tests and displays ----------------------------------------------------------------------------------------
     def test_all(self) -> None:
@@ -360,8 +374,9 @@ class Solver:
                 raise CaffeError(f"{state_file}: a history blob has shape {array.shape}, but {tuple(target.shape)} is needed")
             target.copy_(torch.from_numpy(array).reshape(target.shape))
         self.iter, self.current_step = state.iter, state.current_step
-        self._group_cache = None
+        self.updater.restored()
         self._programs.clear()
+        self._replays.clear()
         if self.exact:
             continuation.read(self, continuation.path_beside(state_file))
         glog.info(f"Restored from {state_file} at iteration {self.iter}", "sgd_solver.cpp:318")

@@ -6,7 +6,7 @@ nothing waits for the host.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,13 +86,19 @@ class Program:
             if isinstance(op.run, Folded):
                 op.run.refresh()
 
-    def forward(self) -> Tensor | None:
-        """One pass over all layers; inputs are read from the input blobs."""
+    def forward(self, fed: Mapping[str, Tensor] | None = None) -> Tensor | None:
+        """One pass over all layers.
+
+        `fed` has the input blobs and whatever tops of layers without bottoms are known already; without it, inputs are read from
+        the input blobs, and the blobs show() the pass.
+        """
         tops = self.tops
         tops.clear()
-        tops.update((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs)
+        tops.update(fed if fed is not None else ((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs))
         loss: Tensor | None = None
         for op in self.operations:
+            if not op.bottoms and all(name in tops for name in op.tops):
+                continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
             if op.learns:
                 result = op.run(*bottoms)
@@ -105,9 +111,14 @@ class Program:
                 if weight:
                     term = value.sum() if weight == 1 else value.sum() * weight
                     loss = term if loss is None else loss + term
-        for name, blob in self.shown:
-            blob.data_slot.defer(tops, name)
+        if fed is None:
+            self.show()
         return loss
+
+    def show(self) -> None:
+        """Let the blobs have the last pass, when somebody looks; arrays that somebody has are brought up to date."""
+        for name, blob in self.shown:
+            blob.data_slot.defer(self.tops, name)
 
     def gradients(self, loss: Tensor | None) -> list[Tensor | None]:
         """The gradient of `loss` for every learnable parameter, None where there is none."""

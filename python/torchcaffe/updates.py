@@ -1,57 +1,64 @@
 """Update rules: from gradients to what is subtracted from the parameters (Caffe: src/caffe/solvers/*.cpp).
 
 Each rule is a function of lists of tensors, all parameters of one learning rate at a time.  It changes the histories in place and
-returns the update, which the solver subtracts.
+returns the update.  The Updater sorts a solver's parameters into such groups, and subtracts.  A rate is a number, or a tensor of one
+where it has to lie in device memory (capture.py).
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import copysign, inf
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchcaffe.build import Learnable
 from torchcaffe.errors import CaffeError
 from torchcaffe.proto import caffe_pb2
 
 Tensors = list[Tensor]
 Param = caffe_pb2.SolverParameter
+Rate = float | Tensor
 LARGEST = float(np.finfo(np.float32).max)
-# (gradients, histories, rate, iteration, param) -> update; histories is one list of tensors, or two
-Rule = Callable[[Tensors, Sequence[Tensors], float, int, Param], Tensors]
+# (gradients, histories, rate, param) -> update; histories is one list of tensors, or two
+Rule = Callable[[Tensors, Sequence[Tensors], Rate, Param], Tensors]
 
 
-def sgd(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteration: int, p: Param) -> Tensors:
+def sgd(gradients: Tensors, histories: Sequence[Tensors], rate: Rate, p: Param) -> Tensors:
     """h = m h + r g; step h.  The rate is inside the history, so torch's SGD differs after a rate drop."""
     history = histories[0]
     torch._foreach_mul_(history, p.momentum)
-    torch._foreach_add_(history, gradients, alpha=rate)
+    if isinstance(rate, Tensor):
+        torch._foreach_add_(history, torch._foreach_mul(gradients, rate))
+    else:
+        torch._foreach_add_(history, gradients, alpha=rate)
     return history
 
 
-def nesterov(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteration: int, p: Param) -> Tensors:
+def nesterov(gradients: Tensors, histories: Sequence[Tensors], rate: Rate, p: Param) -> Tensors:
     """h' = m h + r g; step (1 + m) h' - m h."""
     step = list(torch._foreach_mul(histories[0], -p.momentum))
-    history = sgd(gradients, histories, rate, iteration, p)
+    history = sgd(gradients, histories, rate, p)
     torch._foreach_add_(step, history, alpha=1 + p.momentum)
     return step
 
 
-def adagrad(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteration: int, p: Param) -> Tensors:
+def adagrad(gradients: Tensors, histories: Sequence[Tensors], rate: Rate, p: Param) -> Tensors:
     """h += g^2; step r g / (sqrt(h) + delta)."""
     torch._foreach_addcmul_(histories[0], gradients, gradients)
     return _scaled(gradients, histories[0], rate, p.delta)
 
 
-def rmsprop(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteration: int, p: Param) -> Tensors:
+def rmsprop(gradients: Tensors, histories: Sequence[Tensors], rate: Rate, p: Param) -> Tensors:
     """h = d h + (1 - d) g^2; step r g / (sqrt(h) + delta), d = rms_decay."""
     torch._foreach_mul_(histories[0], p.rms_decay)
     torch._foreach_addcmul_(histories[0], gradients, gradients, value=1 - p.rms_decay)
     return _scaled(gradients, histories[0], rate, p.delta)
 
 
-def adadelta(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteration: int, p: Param) -> Tensors:
+def adadelta(gradients: Tensors, histories: Sequence[Tensors], rate: Rate, p: Param) -> Tensors:
     """h = m h + (1 - m) g^2; u = g sqrt((h2 + delta) / (h + delta)); h2 = m h2 + (1 - m) u^2; step r u."""
     squares, updates = histories
     torch._foreach_mul_(squares, p.momentum)
@@ -63,26 +70,24 @@ def adadelta(gradients: Tensors, histories: Sequence[Tensors], rate: float, iter
     return list(torch._foreach_mul(step, rate))
 
 
-def adam(gradients: Tensors, histories: Sequence[Tensors], rate: float, iteration: int, p: Param) -> Tensors:
-    """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; step r sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + delta), t = iteration + 1."""
+def adam(gradients: Tensors, histories: Sequence[Tensors], rate: Rate, p: Param) -> Tensors:
+    """m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; step r m / (sqrt(v) + delta), with the rate that adam_rate() makes of r."""
     means, squares = histories
     torch._foreach_mul_(means, p.momentum)
     torch._foreach_add_(means, gradients, alpha=1 - p.momentum)
     torch._foreach_mul_(squares, p.momentum2)
     torch._foreach_addcmul_(squares, gradients, gradients, value=1 - p.momentum2)
+    return _scaled(means, squares, rate, p.delta)
+
+
+@np.errstate(all="ignore")
+def adam_rate(rate: float, iteration: int, p: Param) -> float:
+    """r sqrt(1 - b2^t) / (1 - b1^t), t = iteration + 1.  A momentum of 1 makes it infinite."""
     t = iteration + 1
-    with np.errstate(all="ignore"):                       # a momentum of 1 gives infinite steps, not an exception
-        correction = np.sqrt(1 - np.float64(p.momentum2)**t) / (1 - np.float64(p.momentum)**t)
-        step = single(rate * correction)
-    return _scaled(means, squares, step, p.delta)
+    return float(rate * (np.sqrt(1 - np.float64(p.momentum2)**t) / (1 - np.float64(p.momentum)**t)))
 
 
-def single(value: float) -> float:
-    """`value`, infinite where it is beyond float32, which is how Caffe keeps it; torch refuses such numbers."""
-    return value if not abs(value) > LARGEST else copysign(inf, value)
-
-
-def _scaled(values: Tensors, squares: Tensors, rate: float, delta: float) -> Tensors:
+def _scaled(values: Tensors, squares: Tensors, rate: Rate, delta: float) -> Tensors:
     """rate * values / (sqrt(squares) + delta), as new tensors."""
     root = torch._foreach_sqrt(squares)
     torch._foreach_add_(root, delta)
@@ -122,3 +127,88 @@ def clip(gradients: Tensors, limit: float) -> Tensors:
         return gradients
     total = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
     return list(torch._foreach_mul(gradients, torch.where(total > limit, limit / total, torch.ones_like(total))))
+
+
+def single(value: float) -> float:
+    """`value`, infinite where it is beyond float32, which is how Caffe keeps it; torch refuses such numbers."""
+    return value if not abs(value) > LARGEST else copysign(inf, value)
+
+
+@dataclass
+class Group:
+    """Parameters that share a rate and a weight decay: their places among the learnable ones, themselves and their histories."""
+    members: list[int]
+    lr_mult: float
+    decay: float
+    weights: Tensors
+    histories: list[Tensors]
+    rate: Rate
+
+
+class Updater:
+    """The update of all parameters of a solver.
+
+    histories: one list of tensors, or two, with a tensor for each learnable parameter, zeros at first
+    """
+
+    def __init__(self, rule: str, param: Param, learnable: list[Learnable]):
+        self.rule, self.param, self.learnable = rule, param, learnable
+        self.histories = [[torch.zeros_like(item.blob.data_slot.value()) for item in learnable] for _ in range(HISTORIES.get(rule, 1))]
+        self.moving = self._moving()
+        self.groups: list[Group] = []
+
+    def restored(self) -> None:
+        """The histories have been written: what rested may move now."""
+        self.moving = self._moving()
+
+    def _moving(self) -> dict[tuple[float, float], list[int]]:
+        """Parameters by (lr_mult, decay_mult), without those that no update can change."""
+        moving: dict[tuple[float, float], list[int]] = {}
+        for i, item in enumerate(self.learnable):
+            if self.rule not in MOVED_BY_RATE_ONLY or item.lr_mult or self.histories[0][i].any():
+                moving.setdefault((item.lr_mult, item.decay_mult), []).append(i)
+        return moving
+
+    @property
+    def at_rest(self) -> set[int]:
+        """The places of the parameters that no update can change."""
+        return set(range(len(self.learnable))) - {i for members in self.moving.values() for i in members}
+
+    def begin(self, on_device: bool = False) -> None:
+        """Take the parameters as they are now, with what was written to their arrays; with `on_device`, keep rates in device memory."""
+        before, self.groups = self.groups, []
+        for number, ((lr_mult, decay_mult), members) in enumerate(self.moving.items()):
+            weights = [self.learnable[i].blob.data_slot.value() for i in members]
+            rate: Rate = 0.0
+            if on_device:                                    # the same tensor as before, which a graph may have in it
+                rate = before[number].rate if number < len(before) else rate
+                rate = rate if isinstance(rate, Tensor) else weights[0].new_zeros(())
+            self.groups.append(Group(members, lr_mult, single(self.param.weight_decay * decay_mult), weights,
+                                     [[history[i] for i in members] for history in self.histories], rate))
+
+    def set_rate(self, rate: float, iteration: int) -> None:
+        """The learning rate of the next apply()."""
+        if self.rule == "Adam":
+            rate = adam_rate(rate, iteration, self.param)
+        for group in self.groups:
+            value = single(rate * group.lr_mult)
+            if isinstance(group.rate, Tensor):
+                group.rate.fill_(value)
+            else:
+                group.rate = value
+
+    def apply(self, gradients: list[Tensor | None]) -> dict[int, Tensor]:
+        """Change the parameters; returns by how much, {place: what was subtracted}.  `gradients` are sums over iter_size passes."""
+        present = [i for i, g in enumerate(gradients) if g is not None]
+        known = clip([g for g in gradients if g is not None], self.param.clip_gradients)
+        if self.param.iter_size != 1 and known:
+            known = list(torch._foreach_mul(known, 1 / self.param.iter_size))
+        gradient = dict(zip(present, known, strict=True))
+        changes: dict[int, Tensor] = {}
+        for group in self.groups:
+            chosen = [gradient[i] if i in gradient else torch.zeros_like(w) for i, w in zip(group.members, group.weights, strict=True)]
+            chosen = regularise(chosen, group.weights, group.decay, self.param.regularization_type)
+            change = RULES[self.rule](chosen, group.histories, group.rate, self.param)
+            torch._foreach_sub_(group.weights, change)
+            changes.update(zip(group.members, change, strict=True))
+        return changes

@@ -20,7 +20,6 @@ import atheris
 
 os.environ["OMP_NUM_THREADS"] = "1"
 with atheris.instrument_imports(include=["torchcaffe", "google.protobuf.text_format"]):
-    import numpy as np
     import torch
 
     import torchcaffe as caffe
@@ -87,7 +86,7 @@ def record(path: str) -> None:
     image = datum.image(message, "record 0")
     transform = Transformer(caffe_pb2.TransformationParameter(mirror=True, crop_size=2, scale=0.5), True)
     transform.output_shape(image.shape)
-    transform(image[None], np.random.default_rng(0))
+    transform(torch.from_numpy(image[None].copy()), torch.full((3, 1), 0.5))
 
 
 def mean(path: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,10 +12,21 @@ from torchcaffe.data.transformer import Transformer
 from torchcaffe.errors import CaffeError
 from torchcaffe.formats import write_mean
 from torchcaffe.proto import caffe_pb2
+from torchcaffe.streams import Streams
 
 
 def transformer(text: str, training: bool = True) -> Transformer:
     return Transformer(text_format.Parse(text, caffe_pb2.TransformationParameter()), training)
+
+
+def transformed(t: Transformer, images: np.ndarray | list[np.ndarray], seed: int = 0) -> np.ndarray:
+    """`images` transformed with the draws of a seed."""
+    given = torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else [torch.from_numpy(i) for i in images]
+    return t(given, drawn(len(images), seed)).numpy()
+
+
+def drawn(count: int, seed: int = 0) -> torch.Tensor:
+    return Streams(seed).uniform("transform", "data", 0, (3, count))
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -42,10 +54,10 @@ def test_every_pixel_is_caffes(tmp_path_factory, height, width, crop, mirror, tr
         values = [104.0] if mean == "value" else [104.0, 117.5, 123.0]
         mean_image += np.array(values, np.float32)[:, None, None]
         text += " ".join(f"mean_value: {v}" for v in values)
-    got = transformer(text, training)(images, generator(3))
+    got = transformed(transformer(text, training), images, 3)
 
-    draws, size = generator(3).random((3, 6)), (crop or height, crop or width)
-    assert got.dtype == np.float32 and got.flags.c_contiguous and got.shape == (6, 3, *size)
+    draws, size = drawn(6, 3).numpy(), (crop or height, crop or width)
+    assert got.dtype == np.float32 and got.shape == (6, 3, *size)
     for i, image in enumerate(images):
         top, left = (height - size[0]) // 2, (width - size[1]) // 2
         if crop and training:
@@ -58,7 +70,7 @@ def test_every_pixel_is_caffes(tmp_path_factory, height, width, crop, mirror, tr
 
 def test_training_windows_are_uniform_and_independent():
     count, size, crop = 20_000, 8, 5
-    got = transformer(f"crop_size: {crop} mirror: true")(numbered(count, size), generator())
+    got = transformed(transformer(f"crop_size: {crop} mirror: true"), numbered(count, size))
     mirrored = got[:, 0, 0, 0] > got[:, 0, 0, 1]
     corner = got[:, 0, 0].min(axis=1).astype(int)
     rooms = (size - crop + 1) ** 2
@@ -71,7 +83,7 @@ def test_training_windows_are_uniform_and_independent():
 
 
 def test_testing_draws_no_window_but_mirrors():
-    got = transformer("crop_size: 5 mirror: true", training=False)(numbered(400, 8), generator())
+    got = transformed(transformer("crop_size: 5 mirror: true", training=False), numbered(400, 8))
     assert set(got[:, 0, 0].min(axis=1)) == {9}                  # row 1, column 1: (8 - 5) / 2, rounded down
     assert 150 < (got[:, 0, 0, 0] > got[:, 0, 0, 1]).sum() < 250
 
@@ -79,13 +91,14 @@ def test_testing_draws_no_window_but_mirrors():
 def test_a_list_of_images_is_transformed_as_an_array_is():
     images = generator(1).integers(0, 256, (9, 3, 10, 10), dtype=np.uint8)
     t = transformer("crop_size: 6 mirror: true mean_value: 3")
-    np.testing.assert_array_equal(t(list(images), generator()), t(images, generator()))
+    np.testing.assert_array_equal(transformed(t, list(images)), transformed(t, images))
 
 
 def test_records_are_never_changed():
     images = generator(1).random((4, 1, 6, 6), np.float32)
     before = images.copy()
-    transformer("mirror: true mean_value: 1 scale: 2", training=False)(images, generator())
+    for mirror in ("true", "false"):
+        transformed(transformer(f"mirror: {mirror} mean_value: 1 scale: 2", training=False), images)
     np.testing.assert_array_equal(images, before)
 
 

@@ -60,12 +60,15 @@ class Layer:
       not_differentiable  bottoms to which Caffe aborts when asked to propagate ("all" for every one)
       in_place_gradient(y, dy)  a method of layers whose backward in Caffe reads the overwritten bottom when they work in place: what
                         Caffe then computes for the bottom, from what the blob holds at that time and its diff
+      ticks             every forward pass calls tick(), for what it draws or reads
+      needs_host        a forward pass reads, writes or draws on the host, or waits for a result, so that no CUDA graph can hold it
       reshapes_itself   top_shapes is called before every forward pass, not only when a bottom has changed (Python layers)
     Instance attributes:
       param, name, phase, context     the LayerParameter and where it is used
       params            tensors of the parameters, in the order they were declared; made by the net, shared or not
       blobs             the same parameters as blobs
       cursor            how many forward passes have drawn or read something; the whole state of a data or dropout layer
+      clock             the cursor in device memory, in a pass that capture.py runs
       state             tensors that a pass leaves for the next one, for layers that carry something on (recurrent ones)
       varies            the tops may have another shape in each pass, although the bottoms have not (images read one by one)
     """
@@ -79,6 +82,8 @@ class Layer:
     no_force: ClassVar[frozenset[int]] = frozenset()
     not_differentiable: frozenset[int] | str = frozenset()
     reshapes_itself: ClassVar[bool] = False
+    ticks: bool = False
+    needs_host: bool = False
 
     def __init__(self, param: caffe_pb2.LayerParameter, context: Context):
         self.param = param
@@ -89,6 +94,7 @@ class Layer:
         self.blobs: list[Blob] = []
         self.declared: list[tuple[Shape, Fill]] = []
         self.cursor = 0
+        self.clock: Tensor | None = None
         self.state: list[Tensor] = []
         self.varies = False
 
@@ -128,6 +134,15 @@ class Layer:
                        for blob, need in zip(self.blobs, needs_gradient, strict=True)]
 
     # -- what a subclass uses -------------------------------------------------------------------------------------
+    def tick(self) -> int | Tensor:
+        """The number of this pass, from 0, and count it."""
+        if self.clock is not None:
+            now = self.clock.clone()
+            self.clock.add_(1)
+            return now
+        self.cursor += 1
+        return self.cursor - 1
+
     def declare(self, shape: Sequence[int], values: caffe_pb2.FillerParameter) -> None:
         """Add a parameter whose first values are as the message says."""
         dims = self.possible(shape, f"parameter {len(self.declared)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +29,7 @@ class Source(Layer):
 
     bottoms = 0
     tops: ClassVar[int | tuple[int, int | None]] = (1, 2)
+    needs_host = True
     batch: int
 
     def start(self) -> int:
@@ -36,18 +38,38 @@ class Source(Layer):
         self.cursor += 1
         return position
 
-    def dealt(self) -> range:
-        """Positions of the next batch's records where records are dealt out; counts the pass.
+    @property
+    def turn(self) -> tuple[int, int]:
+        """(r, n): this layer reads record r of every n.
 
-        Solvers that train together take them in turn; a test net, which only the root has, reads all (Caffe: DataLayer::Skip).
+        Solvers that train together take records in turn; a test net, which only the root has, reads all (Caffe: DataLayer::Skip).
         """
-        rank, count = self.context.share if self.phase == caffe_pb2.TRAIN else (0, 1)
+        return self.context.share if self.phase == caffe_pb2.TRAIN else (0, 1)
+
+    def dealt(self) -> range:
+        """Positions of the next batch's records where records are dealt out; counts the pass."""
+        rank, count = self.turn
         start = self.start() * count + rank
         return range(start, start + self.batch * count, count)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """`array`, which nobody else may change, as a tensor where this layer lives."""
-        return torch.from_numpy(array).to(self.context.device, self.context.dtype)
+        return self.moved(array).to(self.context.dtype)
+
+    def moved(self, array: np.ndarray) -> Tensor:
+        """`array` on this layer's device; a GPU fetches it while the host goes on, from memory that stays in place."""
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return tensor.pin_memory().to(self.context.device, non_blocking=True) if self.context.device.type == "cuda" else tensor
+
+    def transformed(self, transform: Transformer, images: Tensor | np.ndarray | list[np.ndarray], now: int | Tensor) -> Tensor:
+        """A batch as `transform` makes it with what is drawn for pass `now`."""
+        if isinstance(images, list):
+            batch: Tensor | list[Tensor] = [self.moved(image) for image in images]
+        else:
+            batch = self.moved(images) if isinstance(images, np.ndarray) else images
+        draws = self.context.streams.uniform("transform", self.name, now, (3, self.batch), self.context.device)
+        with self.naming_errors():
+            return transform(batch, draws).to(self.context.dtype)
 
     @contextmanager
     def naming_errors(self) -> Iterator[None]:
@@ -63,7 +85,7 @@ class Data(Source):
     """Images and, with a second top, labels from an LMDB of Datum messages, in the order of their keys.
 
     Tops: (batch_size, channels, height, width) after transform_param, and (batch_size,).  A window's place and the mirror are
-    drawn from streams("transform", name, cursor).  With a batch_size of 1 and no crop_size the top takes each image's size.
+    drawn from streams.uniform("transform", name, cursor).  With a batch_size of 1 and no crop_size the top takes each image's size.
     rand_skip and prefetch have no effect, nor have force_color and force_gray on images that are not encoded.
     Caffe: data_layer.cpp, data_transformer.cpp.
     """
@@ -82,6 +104,20 @@ class Data(Source):
             self.transform = Transformer(self.param.transform_param, self.phase == caffe_pb2.TRAIN)
             self.images = open_database(param.source).images(self.transform.color)
         self.varies = self.batch == 1 and not self.transform.crop
+        self.resident: tuple[Tensor, Tensor] | None = None
+        self.ticks = True
+
+    def reside(self, limit: int) -> None:
+        """Keep all records on this layer's device as they are stored, a byte per value, if they have one shape and `limit` bytes hold them.
+
+        Passes that capture.py runs then need nothing of the host.
+        """
+        if self.resident is None and not self.varies and self.images.count * prod(self.images.shape) <= limit:
+            with self.naming_errors():
+                images, labels = self.images.read(np.arange(self.images.count))
+            if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+                self.resident = self.moved(images), self.moved(labels).to(self.context.dtype)
+                self.needs_host = False
 
     def top_shapes(self) -> list[Shape]:
         with self.naming_errors():
@@ -89,12 +125,16 @@ class Data(Source):
         return [(self.batch, *shape), (self.batch,)][:len(self.param.top)]
 
     def forward(self) -> list[Tensor]:
-        random = self.context.streams.numpy("transform", self.name, self.cursor)
-        positions = np.array(self.dealt()) % self.images.count
+        if self.clock is not None and self.resident is not None:
+            now, (rank, count) = self.tick(), self.turn
+            places = now * self.batch + torch.arange(self.batch, device=self.context.device)
+            positions = (places * count + rank) % self.images.count
+            images, labels = (stored.index_select(0, positions) for stored in self.resident)
+            return [self.transformed(self.transform, images, now), labels][:len(self.param.top)]
+        now = self.cursor
         with self.naming_errors():
-            images, labels = self.images.read(positions)
-            pixels = self.transform(images, random)
-        return [self.tensor(pixels), self.tensor(labels)][:len(self.param.top)]
+            found, numbers = self.images.read(np.array(self.dealt()) % self.images.count)
+        return [self.transformed(self.transform, found, now), self.tensor(numbers)][:len(self.param.top)]
 
 
 @layer("HDF5Data")

@@ -19,7 +19,7 @@ class HDF5Output(Layer):
     a CaffeError too.  Caffe: hdf5_output_layer.cpp.
     """
 
-    bottoms, tops = 2, 0
+    bottoms, tops, needs_host = 2, 0, True
 
     def setup(self, data: Shape, label: Shape) -> None:
         self.file_name = self.param.hdf5_output_param.file_name

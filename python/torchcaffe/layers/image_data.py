@@ -53,12 +53,11 @@ class ImageData(Source):
             return [(self.batch, *self.transform.output_shape(self.images.shape)), (self.batch,)]
 
     def forward(self) -> list[Tensor]:
-        random = self.context.streams.numpy("transform", self.name, self.cursor)
+        now = self.cursor
         positions = self._order(self.skipped + self.start() + np.arange(self.batch))
         with self.naming_errors():
             images, labels = self.images.read(positions)
-            pixels = self.transform(images, random)
-        return [self.tensor(pixels), self.tensor(labels)]
+        return [self.transformed(self.transform, images, now), self.tensor(labels)]
 
     def _order(self, places: np.ndarray) -> np.ndarray:
         """Which lines stand at `places` of the endless sequence."""

@@ -36,7 +36,7 @@ class DummyData(Layer):
     Shapes and fillers: one for all tops or one for each; a filler nobody wrote is constant 0.  Caffe: dummy_data_layer.cpp.
     """
 
-    bottoms, tops = 0, (1, None)
+    bottoms, tops, needs_host = 0, (1, None), True
 
     def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
         self.filled = tops

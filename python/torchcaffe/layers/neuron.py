@@ -87,14 +87,13 @@ class Dropout(Neuron):
         ratio = self.param.dropout_param.dropout_ratio
         self.require(0 <= ratio < 1, f"dropout_ratio {ratio:g} is not in [0, 1)")
         self.keep = 1 - ratio
+        self.ticks = self.phase == caffe_pb2.TRAIN
 
     def forward(self, x: Tensor) -> Tensor:
         if self.phase == caffe_pb2.TEST:
             return x
-        generator = self.context.streams.torch("dropout", self.name, self.cursor, x.device)
-        self.cursor += 1
-        mask = torch.empty(x.shape, device=x.device).bernoulli_(self.keep, generator=generator)
-        return x * mask.div_(self.keep).to(x.dtype)
+        mask = self.context.streams.uniform("dropout", self.name, self.tick(), x.shape, x.device) < self.keep
+        return x * mask.to(x.dtype).div_(self.keep)
 
 
 @layer("Power")

@@ -202,7 +202,7 @@ class Filter(Layer):
     Caffe: filter_layer.cpp.
     """
 
-    bottoms, tops, in_place = (2, None), (1, None), False
+    bottoms, tops, in_place, needs_host = (2, None), (1, None), False, True
 
     def setup(self, *bottoms: Shape) -> None:
         last = len(bottoms) - 1

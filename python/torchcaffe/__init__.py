@@ -16,7 +16,7 @@ from torchcaffe.layers.python import PyLayer as Layer
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.net_spec import NetSpec, params, to_proto
 from torchcaffe.parallel import NCCL, has_nccl, set_multiprocess, set_solver_count, set_solver_rank, solver_count, solver_rank
-from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, set_threads
+from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_precision, set_random_seed, set_threads
 from torchcaffe.solver import (
     AdaDeltaSolver,
     AdaGradSolver,
@@ -27,6 +27,7 @@ from torchcaffe.solver import (
     get_solver,
 )
 from torchcaffe.timer import Timer
+from torchcaffe.together import Together, solve_together
 
 __version__ = "0.1.0"
 NUMERIC = 2                                             # raised when the same run would give other bytes
@@ -58,6 +59,7 @@ __all__ = [
     "SGDSolver",
     "SidecarError",
     "Timer",
+    "Together",
     "coord_map",
     "draw",
     "get_solver",
@@ -74,11 +76,13 @@ __all__ = [
     "set_mode_cpu",
     "set_mode_gpu",
     "set_multiprocess",
+    "set_precision",
     "set_random_seed",
     "set_solver_count",
     "set_solver_rank",
     "set_threads",
     "solver_count",
     "solver_rank",
+    "solve_together",
     "to_proto",
 ]

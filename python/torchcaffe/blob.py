@@ -85,7 +85,7 @@ class Slot:
             tops, name = self._deferred
             self._deferred = None
             if name in tops:
-                self.assign(tops[name].detach())
+                self.assign(tops[name].detach().to(self.dtype))
 
     def flush(self) -> None:
         """Show the tensor on the host array, if somebody has it and it is older."""

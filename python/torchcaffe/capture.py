@@ -16,29 +16,28 @@ from torchcaffe.layers.data import Data
 from torchcaffe.step import Program
 
 Fed = dict[str, Tensor]                                 # tops that the host provides, by name
-Work = Callable[[list[Fed]], Tensor | None]
+Work = Callable[[list[list[Fed]]], Tensor | None]
 WARM_UP = 3                                             # passes before the recording, in which libraries choose and allocate
 
 
 class Replay:
-    """`work`, which makes `passes` passes of a program and returns a loss, as something that can be called again and again.
+    """`work`, which makes `passes` passes of some programs and returns a loss, as something that can be called again and again.
 
-    work     is called with what the host provides for each pass; changes tensors in place only
+    work     is called with what the host provides, fed[pass][program]; changes tensors in place only
     state    the tensors it changes, apart from the layers' cursors
     """
 
-    def __init__(self, program: Program, passes: int, work: Work, state: Sequence[Tensor] = ()):
-        self.program, self.passes, self.work, self.state = program, passes, work, list(state)
-        self.device = program.net.context.device
-        layers = [node.layer for node in program.graph.nodes]
+    def __init__(self, programs: Sequence[Program], passes: int, work: Work, state: Sequence[Tensor]):
+        self.programs, self.passes, self.work, self.state = programs, passes, work, list(state)
+        self.device = programs[0].net.context.device
+        layers = [node.layer for program in programs for node in program.graph.nodes]
         for layer in layers:
             if isinstance(layer, Data):
                 layer.reside(self._room())
-        self.host_nodes = [node for node in program.graph.nodes if node.layer.needs_host]
         self.layers = [layer for layer in layers if not layer.needs_host]
         self.clocks = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in self.layers]
         self.cursors = [0] * len(self.layers)
-        self.fed: list[Fed] = [{} for _ in range(passes)]
+        self.fed: list[list[Fed]] = [[{} for _ in programs] for _ in range(passes)]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: Tensor | None = None
 
@@ -57,27 +56,20 @@ class Replay:
         if self.graph is not None:
             self.graph.replay()
         self._count()
-        self.program.show()
+        for program in self.programs:
+            program.show()
         return self.result
 
     def _feed(self) -> None:
         """Put what the host provides where the work reads it.  Another shape needs another recording."""
-        for fed in self.fed:
-            for name, value in self._provided():
-                place = fed.get(name)
-                if place is None or place.shape != value.shape:
-                    fed[name], self.graph = value.clone(), None
-                else:
-                    place.copy_(value, non_blocking=True)
-
-    def _provided(self) -> list[tuple[str, Tensor]]:
-        """The next tops of the layers that need the host, and the input blobs."""
-        net = self.program.net
-        tops = [(name, net.blobs[name].data_slot.value()) for name in net.inputs]
-        for node in self.host_nodes:
-            values = node.forward()
-            tops += zip(node.top_names, [values] if isinstance(values, Tensor) else values, strict=True)
-        return tops
+        for feds in self.fed:
+            for program, fed in zip(self.programs, feds, strict=True):
+                for name, value in program.sources(lambda layer: layer.needs_host).items():
+                    place = fed.get(name)
+                    if place is None or place.shape != value.shape:
+                        fed[name], self.graph = value.clone(), None
+                    else:
+                        place.copy_(value, non_blocking=True)
 
     def _set_clocks(self) -> None:
         """A cursor that somebody else has moved, as restoring a snapshot does, counts."""

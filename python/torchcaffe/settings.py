@@ -13,10 +13,12 @@ import torch
 from torchcaffe.errors import CaffeError
 
 _device_id = 0
+PRECISIONS = ("fp32", "tf32", "bf16")
 _gpu = False
 _shapes_only = False
 _python_layers = True
 _dtype = torch.float32
+_precision = "fp32"
 _seed: int | None = None
 _nets_since_seed = 0
 
@@ -30,15 +32,35 @@ def set_mode_cpu() -> None:
 def set_mode_gpu() -> None:
     """Nets built from now on live on the GPU chosen by set_device.  Raises CaffeError where torch sees none.
 
-    Arithmetic is float32 throughout, not TF32, and of cuDNN's kernels only those that give the same bytes every time are used.
+    Of cuDNN's kernels only those that give the same bytes every time are used.
     """
     global _gpu
     if not torch.cuda.is_available():
         raise CaffeError("no GPU: torch finds no CUDA device; use set_mode_cpu() or leave --gpu away")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     _gpu = True
+    set_precision(_precision)
+
+
+def set_precision(name: str) -> None:
+    """How products are computed: "fp32" (at first), "tf32" or "bf16".
+
+    tf32: the factors of convolutions and matrix products have 11 bits, a GPU's business alone.  bf16: in whole iterations (Solver.fast)
+    convolutions, inner products and what follows them up to the losses have 8 bits; parameters, their gradients and histories, batch
+    statistics and losses stay float32.  Layer by layer a net computes in float32.  tf32 holds from now on, bf16 for nets built from now on.
+    """
+    global _precision
+    if name not in PRECISIONS:
+        raise CaffeError(f"precision '{name}' is none of {', '.join(PRECISIONS)}")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    _precision = name
+
+
+def precision() -> str:
+    """The precision of a net built now."""
+    if _precision == "tf32" and not _gpu:
+        raise CaffeError("precision tf32 is a GPU's; use fp32 on a CPU")
+    return _precision
 
 
 def set_device(index: int) -> None:

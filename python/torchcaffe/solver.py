@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from torchcaffe import capture, continuation, debug, formats, glog, parallel, policies, settings, solver_nets, updates
 from torchcaffe.build import Learnable
-from torchcaffe.capture import Fed, Replay, Work
+from torchcaffe.capture import Fed, Replay
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import Net
 from torchcaffe.proto import caffe_pb2, prototxt
-from torchcaffe.step import Program, why_not
+from torchcaffe.step import Operation, Program, why_not
 
 Hook = Callable[[], object]
 
@@ -90,13 +90,13 @@ class Solver:
             self._snapshot_if_due()
         self._show_parameters()
 
-    def _begin(self) -> None:
+    def _begin(self, on_device: bool | None = None) -> None:
         """Before some iterations in a row: somebody may have written parameters, or looked at them."""
         self._losses.clear()
         self._display_mark = (time.monotonic(), self.iter)
         self._request = ""
         self._refresh(self.net)
-        self.updater.begin(on_device=self._replayed(self.net) is not None)
+        self.updater.begin(self._replayed(self.net) is not None if on_device is None else on_device)
 
     def _test_if_due(self) -> None:
         p = self.param
@@ -106,29 +106,35 @@ class Solver:
 
     def _iterate(self) -> None:
         """One iteration: from records to new parameters."""
-        display = self.root and bool(self.param.display) and self.iter % self.param.display == 0
         replay = self._replayed(self.net)
         if replay is not None:
             self._set_rate()
             loss = replay()
-            self._losses.append(0.0 if loss is None else loss.clone())
-            if display:
-                self._display()
-        else:
-            for on_start, _ in self._callbacks:
-                on_start()
-            self.net.debug_info = display and self.param.debug_info
-            self.gradients = self._pass()
-            if display:
-                self._display()
-            for _, on_gradients_ready in self._callbacks:
-                on_gradients_ready()
-            self._set_rate()
-            self._update(self.gradients)
+            self._count(0.0 if loss is None else loss.clone())
+            return
+        for on_start, _ in self._callbacks:
+            on_start()
+        display = self._is_displayed()
+        self.net.debug_info = display and self.param.debug_info
+        self.gradients = self._pass()
         if display:
-            glog.info(f"Iteration {self.iter}, lr = {self._rate:g}", "sgd_solver.cpp:105")
+            self._display()
+        for _, on_gradients_ready in self._callbacks:
+            on_gradients_ready()
+        self._set_rate()
+        if display:
+            self._display_rate()
+        self._update(self.gradients)
         if self.net.debug_info:
             debug.update(self.net)
+        self.iter += 1
+
+    def _count(self, loss: Tensor | float) -> None:
+        """After an iteration in one piece."""
+        self._losses.append(loss)
+        if self._is_displayed():
+            self._display()
+            self._display_rate()
         self.iter += 1
 
     def _snapshot_if_due(self) -> None:
@@ -195,25 +201,30 @@ class Solver:
             reason = capture.why_not(program)
             if reason:
                 glog.info(f"{net.source} is not replayed: {reason}", "capture.py:1")
-            made = Replay(program, *self._work(net, program)) if not reason else None
-            self._replays[id(net)] = made
+            self._replays[id(net)] = None if reason else self._replay_of(net, program)
         return self._replays[id(net)]
 
-    def _work(self, net: Net, program: Program) -> tuple[int, Work, list[Tensor]]:
-        """What a Replay does with the net: so many passes, the work, and the tensors it changes."""
-        parameters = [item.blob.data_slot.value() for item in net.graph.learnable]
-
-        def train(fed: list[Fed]) -> Tensor | None:
-            losses, gradients = self._passes(program, fed)
-            self.updater.apply(gradients)
-            return torch.stack(losses).mean() if losses else None
+    def _replay_of(self, net: Net, program: Program) -> Replay:
+        """Iterations of the trained net, or passes of a test net."""
+        def train(fed: list[list[Fed]]) -> Tensor | None:
+            return self._whole_iteration(program, [feds[0] for feds in fed])
 
         @torch.no_grad()
-        def test(fed: list[Fed]) -> Tensor | None:
-            return program.forward(fed[0])
+        def test(fed: list[list[Fed]]) -> Tensor | None:
+            return program.forward(fed[0][0])
         if net is self.net:
-            return self.param.iter_size, train, parameters + [h for slot in self.histories for h in slot]
-        return 1, test, parameters
+            return Replay([program], self.param.iter_size, train, self._state())
+        return Replay([program], 1, test, [item.blob.data_slot.value() for item in net.graph.learnable])
+
+    def _state(self) -> list[Tensor]:
+        """All tensors that training changes."""
+        return [item.blob.data_slot.value() for item in self.learnable] + [h for slot in self.histories for h in slot]
+
+    def _whole_iteration(self, program: Program, fed: Sequence[Fed], done: Collection[Operation] = ()) -> Tensor | None:
+        """Passes and update, from what the passes are fed, in which operations are `done`; the loss."""
+        losses, gradients = self._passes(program, fed, done)
+        self.updater.apply(gradients)
+        return torch.stack(losses).mean() if losses else None
 
     def _refresh(self, net: Net) -> None:
         program = self._program(net)
@@ -248,12 +259,13 @@ class Solver:
         self._losses.append(torch.stack(losses).mean() if losses else 0.0)
         return gradients
 
-    def _passes(self, program: Program, fed: Sequence[Fed | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+    def _passes(self, program: Program, fed: Sequence[Fed | None],
+                done: Collection[Operation] = ()) -> tuple[list[Tensor], list[Tensor | None]]:
         """The losses of a forward and backward pass for each of `fed`, and the sum of their gradients."""
         losses: list[Tensor] = []
         gradients: list[Tensor | None] = []
         for given in fed:
-            loss = program.forward(given)
+            loss = program.forward(given, done)
             fresh = program.gradients(loss)
             gradients = [self._sum(i, a, b) for i, (a, b) in enumerate(zip(gradients, fresh, strict=True))] if gradients else fresh
             if loss is not None:
@@ -317,6 +329,12 @@ class Solver:
         if self.param.test_compute_loss:
             glog.info(f"Test loss: {total_loss / batches:g}", "solver.cpp:390")
         self._log_outputs("Test", net, [t / batches for t in totals], "solver.cpp:397")
+
+    def _is_displayed(self) -> bool:
+        return self.root and bool(self.param.display) and self.iter % self.param.display == 0
+
+    def _display_rate(self) -> None:
+        glog.info(f"Iteration {self.iter}, lr = {self._rate:g}", "sgd_solver.cpp:105")
 
     def _display(self) -> None:
         now, (then, since) = time.monotonic(), self._display_mark

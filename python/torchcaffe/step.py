@@ -6,7 +6,8 @@ nothing waits for the host.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from torchcaffe.build import Graph, Node, check_differentiable
 from torchcaffe.folding import Folded, foldable, is_plain_relu, is_plain_scale
+from torchcaffe.layers.base import Layer
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.python import PythonLayer
 from torchcaffe.layers.vision import Convolution
@@ -24,6 +26,9 @@ from torchcaffe.memory import keep_freed
 from torchcaffe.net import Net
 
 Tops = Tensor | Sequence[Tensor]
+# Layers that may compute on bfloat16 with a precision of bf16; all others are given float32.
+HALF = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "Pooling", "Eltwise", "Concat", "Slice",
+        "Split", "Flatten", "Reshape", "Dropout"}
 FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, so ReLU may overwrite it
 NEW_GRADIENT = ("Convolution", "Deconvolution", "InnerProduct", "Pooling")       # their backward makes a tensor that nothing else holds
 
@@ -45,7 +50,7 @@ def why_not(net: Net) -> str | None:
     return None
 
 
-@dataclass
+@dataclass(eq=False)
 class Operation:
     """Some layers in a row that are computed together."""
     run: Callable[..., Tops]
@@ -69,7 +74,7 @@ class Program:
         None makes a program without gradients, for tests.
         """
         keep_freed()
-        self.net, self.graph = net, net.graph
+        self.net, self.graph, self.at_rest = net, net.graph, at_rest
         if at_rest is not None:
             with net.located():
                 check_differentiable(net.graph)
@@ -86,25 +91,31 @@ class Program:
             if isinstance(op.run, Folded):
                 op.run.refresh()
 
-    def forward(self, fed: Mapping[str, Tensor] | None = None) -> Tensor | None:
+    def sources(self, which: Callable[[Layer], bool] = lambda layer: True) -> dict[str, Tensor]:
+        """What a pass starts from: the input blobs, and the next tops of those layers without bottoms that are wanted."""
+        tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs}
+        for op in self.operations:
+            if not op.bottoms and op.nodes[0].layer.type != "Parameter" and which(op.nodes[0].layer):
+                values = op.run()
+                tops.update(zip(op.tops, [values] if isinstance(values, Tensor) else values, strict=True))
+        return tops
+
+    def forward(self, fed: Mapping[str, Tensor] | None = None, done: Collection[Operation] = ()) -> Tensor | None:
         """One pass over all layers.
 
-        `fed` has the input blobs and whatever tops of layers without bottoms are known already; without it, inputs are read from
-        the input blobs, and the blobs show() the pass.
+        `fed` has the input blobs, whatever tops of layers without bottoms are known already, and the tops of the operations `done`.
+        Without it, inputs are read from the input blobs, and the blobs show() the pass.
         """
         tops = self.tops
         tops.clear()
         tops.update(fed if fed is not None else ((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs))
         loss: Tensor | None = None
         for op in self.operations:
-            if not op.bottoms and all(name in tops for name in op.tops):
+            if op in done or (not op.bottoms and all(name in tops for name in op.tops)):
                 continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
-            if op.learns:
-                result = op.run(*bottoms)
-            else:
-                with torch.no_grad():
-                    result = op.run(*bottoms)
+            with nullcontext() if op.learns else torch.no_grad():
+                result = self._run(op, bottoms)
             values = [result] if isinstance(result, Tensor) else result
             for name, value, weight in zip(op.tops, values, op.nodes[-1].loss_weights, strict=True):
                 tops[name] = value
@@ -114,6 +125,14 @@ class Program:
         if fed is None:
             self.show()
         return loss
+
+    def _run(self, op: Operation, bottoms: list[Tensor]) -> Tops:
+        """The tops of an operation in the net's precision."""
+        if self.net.context.precision != "bf16":
+            return op.run(*bottoms)
+        half = all(node.layer.type in HALF for node in op.nodes)
+        with torch.autocast(self.net.context.device.type, torch.bfloat16, enabled=half):
+            return op.run(*bottoms) if half else op.run(*(x.float() if x.dtype == torch.bfloat16 else x for x in bottoms))
 
     def show(self) -> None:
         """Let the blobs have the last pass, when somebody looks; arrays that somebody has are brought up to date."""
@@ -195,7 +214,7 @@ def _chain(graph: Graph, nodes: list[Node], index: int, at_rest: Set[int] | None
     """The layers from `index` on that are computed together: what folds or fuses, or one layer."""
     run = _in_place_run(nodes, index)
     for length in (4, 3):
-        if len(run) >= length and foldable(run[:length]) and all(_rests(graph, node, at_rest) for node in run[:length]):
+        if len(run) >= length and foldable(run[:length]) and all(rests(graph, node, at_rest) for node in run[:length]):
             return run[:length]
     if isinstance(run[0].layer, BatchNorm) and len(run) > 1 and is_plain_scale(run[1]):
         return run[:3] if len(run) > 2 and is_plain_relu(run[2]) else run[:2]
@@ -214,7 +233,7 @@ def _in_place_run(nodes: list[Node], index: int) -> list[Node]:
     return run
 
 
-def _rests(graph: Graph, node: Node, at_rest: Set[int] | None) -> bool:
+def rests(graph: Graph, node: Node, at_rest: Set[int] | None) -> bool:
     """Whether neither backward nor an update concerns the layer."""
     return at_rest is None or (not node.need_backward
                                and all(graph.param_owner[node.layer.name, i] in at_rest for i in range(len(node.layer.blobs))))

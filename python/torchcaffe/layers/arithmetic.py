@@ -38,7 +38,8 @@ class InnerProduct(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.params[0], self.params[1] if len(self.params) > 1 else None
-        return F.linear(x.reshape(*self.kept, self.size), weight.t() if self.param.inner_product_param.transpose else weight, bias)
+        x = x.reshape(*x.shape[:len(self.kept)], self.size)                    # the items of several nets may come together
+        return F.linear(x, weight.t() if self.param.inner_product_param.transpose else weight, bias)
 
 
 @layer("Embed")

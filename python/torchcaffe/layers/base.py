@@ -45,6 +45,7 @@ class Context:
     streams: Streams
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    precision: str = "fp32"                     # of whole iterations, settings.set_precision
     share: tuple[int, int] = (0, 1)             # (r, n): of n solvers that train together, this is number r
 
 

@@ -81,8 +81,8 @@ __all__ = [
     "set_solver_count",
     "set_solver_rank",
     "set_threads",
+    "solve_together",
     "solver_count",
     "solver_rank",
-    "solve_together",
     "to_proto",
 ]

@@ -113,7 +113,7 @@ def _train_together(uid: str, orders: Connection, args: argparse.Namespace, para
 
 def _solver(args: argparse.Namespace, param: caffe_pb2.SolverParameter) -> Solver:
     """This process's solver, on its device, as it was in --snapshot."""
-    _use_device(args.gpu[solver_rank()] if args.gpu else None)
+    _use_device(args.gpu[solver_rank()] if args.gpu else None, args.precision)
     solver = get_solver(args.solver, param)
     solver.fast = True
     if args.snapshot:
@@ -214,7 +214,8 @@ def _first(gpus: list[int]) -> int | None:
     return gpus[0] if gpus else None
 
 
-def _use_device(gpu: int | None) -> None:
+def _use_device(gpu: int | None, precision: str = "fp32") -> None:
+    settings.set_precision(precision)
     if gpu is None:
         info("Use CPU.", SOURCE)
         set_mode_cpu()
@@ -277,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("solver", required=True, metavar="FILE", help="solver prototxt")
     flag("weights", type=names, default=[], metavar="A,B", help="caffemodels to start from, matched by layer name")
     flag("snapshot", metavar="FILE", help="solver state to resume")
+    flag("precision", choices=settings.PRECISIONS, default="fp32", help="of products: tf32 on a GPU, bf16; losses and updates stay fp32")
     flag("processes", type=_count, default=1, metavar="N", help="train in N processes on the CPU, each with a batch of its own")
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):
         flag(name, choices=("snapshot", "stop", "none"), default=default, help=f"what {name[:-7].upper()} does (default: %(default)s)")

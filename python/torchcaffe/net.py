@@ -61,7 +61,8 @@ class Net(Batches):
 
     def _build(self, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> None:
         self.source, self.phase = source, param.state.phase
-        self.context = Context(param.state.phase, streams, settings.device(), settings.dtype(), parallel.share())
+        self.context = Context(param.state.phase, streams, settings.device(), settings.dtype(),
+                               settings.precision(), parallel.share())
         with self.located():
             self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
         self.name = self.graph.name

@@ -27,8 +27,8 @@ from torchcaffe.net import Net
 
 Tops = Tensor | Sequence[Tensor]
 # Layers that may compute on bfloat16 with a precision of bf16; all others are given float32.
-HALF = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "Pooling", "Eltwise", "Concat", "Slice",
-        "Split", "Flatten", "Reshape", "Dropout"}
+HALF = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "Pooling", "Eltwise", "Concat",
+        "Slice", "Split", "Flatten", "Reshape", "Dropout"}
 FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, so ReLU may overwrite it
 NEW_GRADIENT = ("Convolution", "Deconvolution", "InnerProduct", "Pooling")       # their backward makes a tensor that nothing else holds
 

@@ -187,6 +187,7 @@ def complaint(capfd, *arguments: str) -> str:
     (["train", "--solver", "solver.prototxt", "--snapshot", "none"], "none: cannot be read"),
     (["train", "--solver", "solver.prototxt", "--gpu", "0;1"], "--gpu: '0;1' is not the number of a GPU, several"),
     (["train", "--solver", "solver.prototxt", "--gpu", "1,0,1"], "--gpu: '1,0,1' names a GPU twice"),
+    (["train", "--solver", "solver.prototxt", "--precision", "tf32"], "precision tf32 is a GPU's; use fp32 on a CPU"),
     (["train", "--solver", "solver.prototxt", "--gpu", "0", "--processes", "2"], "--gpu and --processes exclude each other"),
     (["test", "--model", "net.prototxt", "--weights", "none"], "none: cannot be read"),
     (["test", "--model", "net.prototxt", "--weights", "net.prototxt"], "net.prototxt: is not a caffemodel"),

@@ -17,7 +17,7 @@ from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.net_spec import NetSpec, params, to_proto
 from torchcaffe.parallel import NCCL, has_nccl, set_multiprocess, set_solver_count, set_solver_rank, solver_count, solver_rank
 from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_precision, set_random_seed, set_threads
-from torchcaffe.solver import (
+from torchcaffe.solver_types import (
     AdaDeltaSolver,
     AdaGradSolver,
     AdamSolver,

@@ -29,7 +29,8 @@ from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.parallel import NCCL, solver_rank
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu
-from torchcaffe.solver import Solver, get_solver
+from torchcaffe.solver import Solver
+from torchcaffe.solver_types import get_solver
 from torchcaffe.tools import (
     Run,
     check,

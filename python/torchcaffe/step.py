@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchcaffe.build import Graph, Node, check_differentiable
 from torchcaffe.folding import Folded, foldable, is_plain_relu, is_plain_scale
+from torchcaffe.layers.arithmetic import Eltwise
 from torchcaffe.layers.base import Layer
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.python import PythonLayer
@@ -61,6 +62,32 @@ class Operation:
     tops: list[str]
     nodes: list[Node]
     learns: bool
+    overwrites: str | None = None      # the bottom whose memory the top takes
+
+    def store(self, result: Tops, tops: dict[str, Tensor]) -> None:
+        """Put a result under the tops' names; what it has overwritten is gone."""
+        if self.overwrites is not None:
+            del tops[self.overwrites]
+        tops.update(zip(self.tops, [result] if isinstance(result, Tensor) else result, strict=True))
+
+
+class Pass(dict[str, Tensor]):
+    """The tops of a pass by name.  One that was overwritten is computed again when somebody asks for it."""
+
+    def __init__(self, operations: list[Operation]):
+        super().__init__()
+        lost = {op.overwrites for op in operations}
+        self._again: dict[object, Operation] = {op.tops[0]: op for op in operations if op.tops[0] in lost and isinstance(op.run, Folded)}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name in self._again and all(bottom in self for bottom in self._again[name].bottoms))
+
+    def __missing__(self, name: str) -> Tensor:
+        folded = self._again[name].run
+        assert isinstance(folded, Folded)
+        with torch.no_grad():
+            self[name] = folded(*(self[bottom] for bottom in self._again[name].bottoms))
+        return self[name]
 
 
 class Program:
@@ -81,7 +108,7 @@ class Program:
             with net.located():
                 check_differentiable(net.graph)
         self.operations = _plan(net.graph, at_rest)
-        self.tops: dict[str, Tensor] = {}
+        self.tops = Pass(self.operations)
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
         self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
                         for node in self.graph.nodes if node.need_backward
@@ -98,8 +125,7 @@ class Program:
         tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs}
         for op in self.operations:
             if not op.bottoms and op.nodes[0].layer.type != "Parameter" and which(op.nodes[0].layer):
-                values = op.run()
-                tops.update(zip(op.tops, [values] if isinstance(values, Tensor) else values, strict=True))
+                op.store(op.run(), tops)
         return tops
 
     def forward(self, fed: Mapping[str, Tensor] | None = None, done: Collection[Operation] = ()) -> Tensor | None:
@@ -117,12 +143,10 @@ class Program:
                 continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
             with nullcontext() if op.learns else torch.no_grad():
-                result = self._run(op, bottoms)
-            values = [result] if isinstance(result, Tensor) else result
-            for name, value, weight in zip(op.tops, values, op.nodes[-1].loss_weights, strict=True):
-                tops[name] = value
+                op.store(self._run(op, bottoms), tops)
+            for name, weight in zip(op.tops, op.nodes[-1].loss_weights, strict=True):
                 if weight:
-                    term = value.sum() if weight == 1 else value.sum() * weight
+                    term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
                     loss = term if loss is None else loss + term
         if fed is None:
             self.show()
@@ -193,7 +217,22 @@ def _plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
         operations.append(Operation(_function(chain, operations, relu), first.bottom_names,
                                     [not (learns and need) for need in first.bottom_need], last.top_names, chain, learns))
         index += len(chain)
+    for op in operations:
+        _add_in_place(op, operations)
     return operations
+
+
+def _add_in_place(op: Operation, operations: list[Operation]) -> None:
+    """Let a sum that nothing is learned from take the memory of a folded convolution's top that nothing else reads."""
+    layer = op.nodes[0].layer
+    if op.learns or not isinstance(layer, Eltwise) or not layer.is_plain_sum or len(op.bottoms) != 2:
+        return
+    for mine, other in (op.bottoms, op.bottoms[::-1]):
+        makers = [before for before in operations if mine in before.tops]
+        readers = sum(before.bottoms.count(mine) for before in operations)
+        if len(makers) == readers == 1 and isinstance(makers[0].run, Folded):
+            op.bottoms, op.overwrites, op.run = [mine, other], mine, Tensor.add_
+            return
 
 
 def _owns_gradient(node: Node, later: list[Node]) -> bool:

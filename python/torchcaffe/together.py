@@ -91,10 +91,9 @@ class Together:
                 for name in op.bottoms:
                     if name not in wide:
                         wide[name] = torch.cat([tops[self._names[number][name]] for number, tops in enumerate(known)])
-                values = op.run(*(wide[name] for name in op.bottoms))
-                wide.update(zip(op.tops, [values] if isinstance(values, Tensor) else values, strict=True))
+                op.store(op.run(*(wide[name] for name in op.bottoms)), wide)
         for op in self.shared[0]:
-            for name in op.tops:
+            for name in wide.keys() & op.tops:
                 for tops, part, names in zip(known, wide[name].chunk(len(known)), self._names, strict=True):
                     tops[names[name]] = part
         return known

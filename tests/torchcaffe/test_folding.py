@@ -80,3 +80,26 @@ def test_weights_changed_between_two_steps_are_folded_again(tmp_path):
         solver.step(2)
         ends.append(parameters(solver.net))
     assert max(np.abs(ends[0][k] - ends[1][k]).max() for k in ends[0]) < 1e-10
+
+
+def test_a_blob_that_a_frozen_sum_has_overwritten_shows_what_it_held(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(resnet8())
+    with caffe.number_type(torch.float64):
+        layers, net = (caffe.Net(str(path), caffe.TEST) for _ in range(2))
+    randomise(layers)
+    net.share_with(layers)
+    for each in (layers, net):
+        feed(each)
+    expected = layers.forward(blobs=["g1_b", "g2_b"])
+    held = net.blobs["g2_b"].data
+    program = Program(net)
+    assert [op.overwrites for op in program.operations if op.overwrites] == ["g0_b", "g1_b", "g2_b"]
+    with torch.no_grad():
+        program.forward()
+    assert "g1_b" in program.tops and "g1_b" not in list(program.tops)
+    net.params["g1_b"][0].data[...] = 0                                # the pass is over
+    assert all(np.allclose(net.blobs[name].data, expected[name], rtol=1e-10, atol=1e-10) for name in ("g1_b", "g2_b"))
+    assert np.allclose(held, expected["g2_b"])
+    program.tops.clear()
+    assert "g0_b" not in program.tops

@@ -54,6 +54,18 @@ class TestConvolution:
         assert run(layer, x)[0].shape == layer.top_shapes(shape)[0]
         assert gradients_are_true(layer, x)
 
+    @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (2, 3)])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_a_frozen_factor_per_channel_with_a_stride(self, stride, layout):
+        layer = make("Convolution", (2, 3, 5, 7), text=f"""convolution_param {{ num_output: 3 group: 3 kernel_size: 1 bias_term: false
+            stride: {stride[0]} stride: {stride[1]} weight_filler {{ type: 'gaussian' std: 1 }} }}""")
+        layer.params = [layer.params[0].detach()]
+        x = draw(2, 3, 5, 7).detach().contiguous(memory_format=layout).requires_grad_()
+        y = run(layer, x)[0]
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert np.allclose(y.detach(), correlate(x.detach().numpy(), layer.params[0].numpy(), stride, (0, 0), (1, 1), 3))
+        assert torch.autograd.gradcheck(layer.convolve, (x, layer.params[0], None))
+
     def test_deconvolution_is_the_transpose_of_convolution(self):
         geometry = "kernel_size: 3 stride: 2 pad: 1 bias_term: false weight_filler { type: 'gaussian' }"
         forth = make("Convolution", (1, 2, 7, 7), text=f"convolution_param {{ num_output: 3 {geometry} }}")

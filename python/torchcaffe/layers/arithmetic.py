@@ -88,6 +88,12 @@ class Eltwise(Layer):
             self.require(x == bottoms[0], f"the bottoms have the shapes {bottoms[0]} and {x}; all must have one shape")
         return [bottoms[0]]
 
+    @property
+    def is_plain_sum(self) -> bool:
+        """Whether every bottom counts once."""
+        p = self.param.eltwise_param
+        return p.operation == p.SUM and set(p.coeff) <= {1}
+
     def forward(self, *bottoms: Tensor) -> Tensor:
         p = self.param.eltwise_param
         y, *rest = alike(bottoms)

@@ -54,7 +54,8 @@ class Replay:
         elif self.graph is None:
             self._record()
         if self.graph is not None:
-            self.graph.replay()
+            with torch.cuda.device(self.device):
+                self.graph.replay()
         self._count()
         for program in self.programs:
             program.show()
@@ -95,14 +96,18 @@ class Replay:
 
     def _record(self) -> None:
         """Warm up, take back what that changed, and record."""
+        with torch.cuda.device(self.device):
+            self._record_here()
+
+    def _record_here(self) -> None:
         state = [*self.state, *self.clocks, *(tensor for layer in self.layers for tensor in layer.state)]
         kept = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._run()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.result = self._run()

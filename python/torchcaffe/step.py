@@ -39,8 +39,8 @@ def why_not(net: Net) -> str | None:
     for node in net.graph.nodes:
         if isinstance(node.layer, PythonLayer) and not node.layer.has_torch_form:
             values = sum(blob.count for blob in (*node.bottoms, *node.tops))
-            return (f"Python layer '{node.layer.name}' has no forward_torch, so that {4 * values / 2**20:.3g} MiB pass through numpy on the "
-                    "way forward, and their gradients on the way back")
+            return (f"Python layer '{node.layer.name}' has no forward_torch, so that {4 * values / 2**20:.3g} MiB pass through numpy "
+                    "on the way forward, and their gradients on the way back")
         if node.layer.varies:
             return f"layer '{node.layer.name}' reads images one by one, which may differ in size"
     consumed = {name for node in net.graph.nodes for name in node.bottom_names}

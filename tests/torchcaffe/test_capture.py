@@ -1,6 +1,9 @@
 """Passes from device memory alone give the numbers of passes that the host leads; on a CPU the same functions run, unrecorded."""
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pytest
@@ -148,3 +151,27 @@ def test_nothing_in_a_recorded_pass_waits_for_the_device(tmp_path, images, which
     with Watch() as watch:
         replay._run()
     assert watch.waited == []
+
+
+def test_recording_leaves_no_trace(tmp_path, images, monkeypatch):
+    """With a graph that runs its passes again: warming up and recording change nothing, and every replay is one iteration."""
+    class Graph:
+        def replay(self):
+            replay._run()
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    stubs = {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": nullcontext,
+             "device": nullcontext}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    path = write_solver(tmp_path, (tmp_path / "net.prototxt").read_text(), iter_size=2, base_lr=0.1)
+    plain, recorded = train(path, True, (0,)), train(path, True, (0,))
+    replay = recorded._replayed(recorded.net)
+    replay.device = SimpleNamespace(type="cuda")
+    for solver in (plain, recorded):
+        solver.step(4)
+    assert isinstance(replay.graph, Graph) and differences(plain, recorded) == 0
+    assert [layer.cursor for layer in plain.net.layers] == [layer.cursor for layer in recorded.net.layers]

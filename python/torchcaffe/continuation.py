@@ -87,8 +87,8 @@ def _settings(solver: Solver) -> dict[str, Any]:
     context = solver.net.context
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {"seed": solver.random_seed, "solvers": parallel.solver_count(), "fast": solver.fast, "replay": solver.replay,
-            "threads": torch.get_num_threads(), "precision": context.precision, "torch": torch.__version__, "device": device,
-            "dtype": str(context.dtype)}
+            "compile": solver.compile, "threads": torch.get_num_threads(), "precision": context.precision, "torch": torch.__version__,
+            "device": device, "dtype": str(context.dtype)}
 
 
 def _digest(solver: Solver) -> str:

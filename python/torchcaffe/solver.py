@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from torchcaffe import capture, continuation, debug, formats, glog, parallel, policies, settings, solver_nets, updates
+from torchcaffe import capture, compiled, continuation, debug, formats, glog, parallel, policies, settings, solver_nets, updates
 from torchcaffe.build import Learnable
 from torchcaffe.capture import Fed, Replay
 from torchcaffe.errors import CaffeError
@@ -36,6 +36,8 @@ class Solver:
                      by layer, and a line in the log says why.
     replay           run these functions from device memory alone (capture.py): recorded once and replayed, on a GPU; the same unrecorded on
                      a CPU.  The default is True on a GPU.  A net that cannot is run step by step, and a line in the log says why.
+    compile          compile these functions for the trained net with torch.compile, which needs a C++ compiler (compiled.py).  A net that
+                     cannot is run as it is, and a line in the log says why.
     exact            write a sidecar with each snapshot, and continue data cursors and draws from it on restore (extension)
     root             whether it is the first of the solvers that train together, or alone (Caffe: root_solver)
     gradients        one entry per learnable parameter, None where there is none: while the callbacks on_gradients_ready run, which
@@ -57,6 +59,7 @@ class Solver:
             raise CaffeError(f"{self.source}: {error}") from None
         self.random_seed = self.param.random_seed if self.param.random_seed >= 0 else settings.next_net_seed()
         self.fast = False
+        self.compile = False
         self.exact = False
         self.root = parallel.solver_rank() == 0
         self.iter = 0
@@ -188,9 +191,17 @@ class Solver:
             reason = "debug_info is on" if self.param.debug_info else why_not(net)
             if self.fast and reason:
                 glog.info(f"{net.source} runs layer by layer: {reason}", "step.py:1")
-            at_rest = self.updater.at_rest if net is self.net else None
-            self._programs[id(net)] = Program(net, at_rest) if self.fast and not reason else None
+            self._programs[id(net)] = self._make_program(net) if self.fast and not reason else None
         return self._programs[id(net)]
+
+    def _make_program(self, net: Net) -> Program:
+        if net is not self.net:
+            return Program(net)
+        reason = compiled.why_not(net) if self.compile else None
+        if reason:
+            glog.info(f"{net.source} is not compiled: {reason}", "compiled.py:1")
+        kind = compiled.Compiled if self.compile and not reason else Program
+        return kind(net, self.updater.at_rest)
 
     def _replayed(self, net: Net) -> Replay | None:
         """What runs the net from device memory alone, or None; decided once, unless somebody wants to be called in between."""

@@ -47,6 +47,7 @@ class Context:
     dtype: torch.dtype = torch.float32
     precision: str = "fp32"                     # of whole iterations, settings.set_precision
     share: tuple[int, int] = (0, 1)             # (r, n): of n solvers that train together, this is number r
+    traced: bool = False                        # a pass is being traced (compiled.py): its values are not there to be looked at
 
 
 class Layer:

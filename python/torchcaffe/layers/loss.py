@@ -84,7 +84,7 @@ class Classified(Layer):
         counted = None if ignored is None else labels != ignored
         if counted is not None:
             labels = labels.where(counted, 0)
-        if labels.device.type == "cpu" and labels.numel():      # on a GPU, torch's own check stops the process
+        if labels.device.type == "cpu" and labels.numel() and not self.context.traced:      # else torch's own check stops the process
             low, high = (int(limit) for limit in labels.aminmax())
             self.require(low >= 0 and high < self.classes,
                          f"label {low if low < 0 else high} is not one of the classes 0 to {self.classes - 1}")

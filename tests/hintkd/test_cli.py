@@ -263,7 +263,8 @@ def test_ctrl_c_says_that_it_goes_on_and_leaves_nothing_running(workspace: Path)
     command = ["reproduce", "demo", "--methods", "original", "--nets", "1", "--device", "cpu", "--scale", "50"]
     before = begun(workspace)
     process = subprocess.Popen([sys.executable, "-m", "hintkd.cli", *command], cwd=workspace, env=environment(), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # a background job ignores it
     deadline = time.monotonic() + 120
     while begun(workspace) == before and time.monotonic() < deadline:
         time.sleep(0.05)

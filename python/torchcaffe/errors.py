@@ -1,6 +1,8 @@
 """What torchcaffe raises when its input, not its code, is wrong, and what a user is told of that."""
 from __future__ import annotations
 
+import re
+
 import torch
 
 
@@ -13,7 +15,7 @@ class CaffeError(Exception):
     """
 
     def __init__(self, message: str, layer: str | None = None):
-        super().__init__(message)
+        super().__init__(re.sub(r"[\0-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message))     # names in files may hold line ends
         self.layer = layer
 
 

@@ -87,6 +87,12 @@ def test_states_with_impossible_paths_or_vast_and_empty_blobs(tmp_path):
         made.restore(path)
 
 
+def test_names_with_line_ends_and_escapes_are_told_in_one_line(tmp_path):
+    (tmp_path / "a.caffemodel").write_bytes(b"\x12\x08\x0a\x06\x12\x04a\n\x1bb")                 # a V0 layer of type a, line end, escape, b
+    with pytest.raises(CaffeError, match=r"there is no V0 layer type 'a\\n\\x1bb'$"):
+        solver(tmp_path, 'lr_policy: "fixed"').net.copy_from(str(tmp_path / "a.caffemodel"))
+
+
 def varint(number: int) -> bytes:
     return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + varint(number // 128)
 

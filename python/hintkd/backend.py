@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchcaffe.proto import caffe_pb2 as caffe_pb2
 
 BACKENDS = ("torchcaffe", "caffe")
+PRECISIONS = ("fp32", "tf32", "bf16")                        # torchcaffe's; a real Caffe has the first
 
 
 def __getattr__(name: str) -> Any:
@@ -32,7 +33,11 @@ def __getattr__(name: str) -> Any:
 
 
 def load_caffe(backend: str) -> Any:
-    """The module with pycaffe's API that `backend`, one of BACKENDS, names.  Raises UserError if this interpreter cannot import it."""
+    """The module with pycaffe's API that `backend`, one of BACKENDS, names.  Raises UserError if this interpreter cannot import it.
+
+    Beyond that API stages use these of torchcaffe's extensions: ENGINE, set_threads, set_precision, a solver's fast and exact,
+    SidecarError, Together.
+    """
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     try:

@@ -166,6 +166,10 @@ def reproduce(
     seed: Annotated[int, typer.Option(help="Of the table; its teacher, Stage 1 and nets have seeds that follow from it.")] = 1,
     jobs: Jobs = None,
     threads: Annotated[int, typer.Option(help="Of each stage; results are byte-equal for equal numbers only.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of products in training: fp32, tf32 (on a GPU) or bf16; the final test is in "
+                                                "fp32.")] = "fp32",
+    together: Annotated[int, typer.Option(help="Train up to so many nets of one kind side by side, their teacher once for all; whether "
+                                               "that is faster than --jobs is not measured yet.")] = 1,
     backend: Annotated[str, typer.Option(help="torchcaffe, or caffe for an installed one.")] = "torchcaffe",
     caffe_python: Annotated[str | None, typer.Option(help="For --backend caffe: a Python that can import it.", show_default=False)] = None,
     inexact: Annotated[bool, typer.Option("--inexact", help="Go on with stages that were begun with other versions or on another "
@@ -180,7 +184,7 @@ def reproduce(
                                         teacher_prototxt=teacher_prototxt, data=data, options=given(options))
     chosen = tuple(methods.split(",")) if methods else None
     request = Request(changed, scale, repeats, chosen, numbers("--nets", nets) if nets else None, seed)
-    done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact), console, dry_run)
+    done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact, precision, together), console, dry_run)
     if not dry_run:
         finish(done, request.name, Path.cwd())
 

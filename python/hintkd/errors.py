@@ -1,4 +1,4 @@
-"""What hintkd and data_prep raise when their input, not their code, is wrong."""
+"""What hintkd and data_prep raise for what their user can mend; their own mistakes are ordinary exceptions."""
 from __future__ import annotations
 
 
@@ -7,3 +7,7 @@ class UserError(Exception):
 
     The command line prints it and exits with 2, without a traceback; from Python it is an ordinary exception.
     """
+
+
+class StageFailed(UserError):
+    """A stage cannot be finished; the sentence says at which iteration and where its log is."""

@@ -1,7 +1,7 @@
 """What a run will take: a few iterations of each distinct net, measured on this device, and the plan played through.
 
-Nets are measured as they will run, `jobs` side by side, so that what they cost each other counts.  Finished stages
-cost nothing and half-finished ones their rest.
+Nets are measured as they will run, `jobs` side by side, so that what they cost each other counts; what stages gain that train together
+does not.  Finished stages cost nothing and half-finished ones their rest.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
-from hintkd.executor import Interpreter, run_folder
+from hintkd.executor import Interpreter, run_folders
 from hintkd.files import read_json, write_file, write_json
 from hintkd.runner import Plan, Task, ranks
 
@@ -61,7 +61,7 @@ def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int)
     """The cost of each distinct net of the unfinished tasks, by net_digest."""
     distinct = {net_digest(task): task for task in plan.unfinished()}
     with probe_folders(distinct, plan, device_id) as folders:
-        futures = {digest: executor.submit(run_folder, str(folder), interpreter) for digest, folder in folders.items()}
+        futures = {digest: executor.submit(run_folders, [str(folder)], interpreter) for digest, folder in folders.items()}
         costs = {}
         for digest, future in futures.items():
             future.result()
@@ -88,7 +88,8 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
             write_file(folder / "solver.prototxt", write_text(solver))
             write_json(folder / "stage.json", {
                 "program": "probe", "title": task.stage.title, "backend": setting.backend, "device": setting.device, "device_id": device_id,
-                "threads": setting.threads, "fast": True, "seconds": PROBE_S, "test_iter": sum(task.stage.solver.test_iter)})
+                "threads": setting.threads, "precision": setting.precision, "fast": True, "key": digest, "group": [digest],
+                "seconds": PROBE_S, "test_iter": sum(task.stage.solver.test_iter)})
         yield folders
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -1,8 +1,9 @@
 """Where stages run: an executor with concurrent.futures' interface, and the processes behind it.
 
-`run_folder` is what an executor is given: it hands a stage folder to a stage program that the calling thread keeps for many stages,
-because starting one costs seconds.  A thread pool of `jobs` threads is therefore all that a local executor is, and a dask.distributed
-client whose workers see the same workspace can take its place.  The stage programs die with the process that started them.
+`run_folders` is what an executor is given: it hands a stage folder, or those of a group, to a stage program that the calling thread
+keeps for many stages, because starting one costs seconds.  A thread pool of `jobs` threads is therefore all that a local executor is,
+and a dask.distributed client whose workers see the same workspace can take its place.  The stage programs die with the process that
+started them.
 """
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hintkd.errors import UserError
-from hintkd.run_stage import StageFailed
+from hintkd.errors import StageFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,17 @@ class Program:
             [interpreter.python, "-m", "hintkd.run_stage", "--serve", str(os.getpid())], cwd=interpreter.workspace, text=True,
             env=interpreter.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
-    def run(self, folder: str) -> None:
-        """Run a stage folder.  Raises StageFailed with its sentence, also if the program dies over it."""
+    def run(self, folders: Sequence[str]) -> None:
+        """Run a stage folder, or a group's.  Raises StageFailed with its sentence, also if the program dies over it."""
         assert self.process.stdin and self.process.stdout
         try:
-            self.process.stdin.write(folder + "\n")
+            self.process.stdin.write(json.dumps(folders) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except OSError:
             line = ""
         if not line:
-            raise StageFailed(self._last_words(folder))
+            raise StageFailed(self._last_words(folders[0]))
         answer = json.loads(line)
         if answer["error"]:
             raise StageFailed(answer["error"])
@@ -143,15 +144,15 @@ _thread = threading.local()                                  # .programs: whose 
 _of_others = Programs()                                      # for threads of executors that are not LocalExecutor
 
 
-def run_folder(folder: str, interpreter: Interpreter) -> None:
-    """Run a stage folder, relative to the workspace, in this thread's stage program.  Raises StageFailed."""
+def run_folders(folders: Sequence[str], interpreter: Interpreter) -> None:
+    """Run a stage folder, or a group's, relative to the workspace, in this thread's stage program.  Raises StageFailed."""
     program: Program | None = getattr(_thread, "program", None)
     if program is not None and (program.interpreter != interpreter or not program.is_alive):
         program.end()
         program = None
     if program is None:
         program = _thread.program = getattr(_thread, "programs", _of_others).start(interpreter)
-    program.run(folder)
+    program.run(folders)
 
 
 class LocalExecutor(ThreadPoolExecutor):

@@ -35,16 +35,23 @@ class Setting:
     engine     the backend's version, from backend.engine()
     device     "cpu" or "gpu"
     threads    of each stage; means nothing on a GPU
+    precision  of products while a stage is trained: "fp32", "tf32" or "bf16"
+    together   how many stages train side by side at most, on batched arithmetic
     """
     backend: str
     engine: str
     device: str = "cpu"
     threads: int = 1
     precision: str = "fp32"
+    together: int = 1
 
     def parts(self) -> Parts:
         parts: Parts = {"backend": self.backend, "engine": self.engine, "device": self.device, "precision": self.precision}
-        return parts if self.device == "gpu" else {**parts, "threads": self.threads}
+        if self.device != "gpu":
+            parts["threads"] = self.threads
+        if self.together > 1:
+            parts["together"] = self.together
+        return parts
 
 
 class Keys:
@@ -61,6 +68,11 @@ class Keys:
     def parts(self, stage: Stage) -> Parts:
         """What the key is the hash of."""
         return self._both(stage)[1]
+
+    def kind(self, stage: Stage) -> Parts:
+        """What stages have in common that can train together: all parts of their keys but the seed and the weights in."""
+        return {"snapshot": stage.solver.snapshot, **{name: value for name, value in self.parts(stage).items()
+                                                      if name != "solver.random_seed" and not name.startswith("weights[")}}
 
     def _both(self, stage: Stage) -> tuple[str, Parts]:
         if stage not in self._known:

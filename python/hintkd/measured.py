@@ -45,6 +45,7 @@ class StageResult(_Read):
     train: dict[str, Curve] = {}
     test: dict[str, Curve] = {}
     inexact: bool = False
+    together: int = 1                                        # how many trained side by side, this one among them
 
 
 class Provenance(_Read):

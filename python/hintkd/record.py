@@ -84,8 +84,8 @@ def stage_record(task: Task) -> dict[str, Any]:
     log, result = parse((task.folder / "log.txt").read_text(errors="replace")), task.result()
     return {"title": task.stage.title, "key": task.key, "iterations": result["iterations"], "wall_s": result["wall_s"],
             "random_seed": task.stage.solver.random_seed, "resumed": result["resumed"], "inexact": result["inexact"],
-            "lr": changes(log.lr), "loss": log.loss, "train": log.train, "test": log.test, "last": result["outputs"],
-            "weights": str(task.weights)}
+            "together": result.get("together", 1), "lr": changes(log.lr), "loss": log.loss, "train": log.train, "test": log.test,
+            "last": result["outputs"], "weights": str(task.weights)}
 
 
 def changes(curve: Curve) -> Curve:
@@ -116,8 +116,9 @@ def provenance(plan: Plan, tasks: list[Task], result: dict[str, Any]) -> dict[st
     setting, parts = plan.setting, [plan.keys.parts(task.stage) for task in tasks]
     found = {name: result["environment"].get(name) for name in ("python", "torch", "numpy", "engine", "instructions", "gpu")}
     return {**result["machine"], **found, "threads": setting.threads, "device": setting.device, "precision": setting.precision,
-            "backend": setting.backend, **commit(), "started": min(task.result()["started"] for task in tasks),
-            "finished": result["finished"], "data_fingerprint": fingerprints(parts)}
+            "together": setting.together, "backend": setting.backend, **commit(),
+            "started": min(task.result()["started"] for task in tasks), "finished": result["finished"],
+            "data_fingerprint": fingerprints(parts)}
 
 
 def fingerprints(parts: list[Parts]) -> dict[str, str]:

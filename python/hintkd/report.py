@@ -291,10 +291,11 @@ def evidence(record: Record, name: str, metric: str) -> str:
     where = ", ".join(filter(None, [p.machine, p.gpu or p.cpu, threads]))
     commit = "commit not known" if p.commit is None else f"commit {p.commit[:7]}{' with changes' if p.dirty else ''}"
     inexact = ", continued inexactly" if any(stage.inexact for stage in record.stages) else ""
+    together = f", {record.stages[-1].together} trained together" if record.stages[-1].together > 1 else ""
     iterations = " + ".join(f"{count:,}" for count in record.iterations)
     return (f"{name}/{repeat}{record.method}/net{record.net}  {record.percent(metric):.2f} {unit} last "
             f"({record.percent(metric, 'best'):.2f} {unit} best)  {iterations} iterations, scale {record.scale:g}, {p.precision}, "
-            f"seed {record.seed}, {where}, {record.wall_s:,.0f} s, torch {p.torch or 'none'}, {commit}{inexact}")
+            f"seed {record.seed}, {where}, {record.wall_s:,.0f} s{together}, torch {p.torch or 'none'}, {commit}{inexact}")
 
 
 def _evidence(group: Group) -> str:

@@ -51,7 +51,7 @@ class Resources:
 
 
 def resources(name: str = "torchcaffe", caffe_python: str | None = None, device: str | None = None, threads: int = 1,
-              jobs: int | None = None, inexact: bool = False) -> Resources:
+              jobs: int | None = None, inexact: bool = False, precision: str = "fp32", together: int = 1) -> Resources:
     """Check what the flags of the same names say, and fill in what they do not.
 
     device is "cpu", "gpu" or "gpu:N"; None takes a GPU if torchcaffe has one.  jobs defaults to as many as the cores allow.
@@ -62,19 +62,26 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
     if (name == "caffe") != bool(caffe_python):
         raise UserError("--backend caffe needs --caffe-python, an interpreter that can import caffe" if name == "caffe" else
                         "--caffe-python is for --backend caffe: give both or neither")
-    if threads < 1 or (jobs is not None and jobs < 1):
-        raise UserError("--threads and --jobs must be at least 1")
+    if min(threads, together, 1 if jobs is None else jobs) < 1:
+        raise UserError("--threads, --jobs and --together must be at least 1")
+    if precision not in backend.PRECISIONS:
+        raise UserError(f"--precision {precision}: choose one of {', '.join(backend.PRECISIONS)}")
+    if name == "caffe" and (precision != "fp32" or together > 1):
+        flag = f"--precision {precision}" if precision != "fp32" else f"--together {together}"
+        raise UserError(f"{flag}: a real Caffe cannot; leave it away, or leave --backend caffe away")
     if device is None:
         device = "gpu" if name == "torchcaffe" and backend.has_gpu() else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "gpu") or (number and (kind == "cpu" or not number.isdigit())):
         raise UserError(f"--device {device}: choose cpu, gpu or gpu:N for the N-th GPU, counted from 0")
+    if kind == "cpu" and precision == "tf32":
+        raise UserError("--precision tf32: only a GPU has it; choose fp32 or bf16 on a CPU")
     if kind == "gpu" and name == "torchcaffe":
         backend.require_gpu(int(number or 0))
     interpreter = Interpreter(caffe_python or sys.executable, str(Path.cwd()), threads)
     engine = interpreter.require_caffe() if caffe_python else backend.engine(name)
     jobs = jobs or (GPU_JOBS if kind == "gpu" else max(1, len(os.sched_getaffinity(0)) // threads))
-    return Resources(Setting(name, engine, kind, threads), interpreter, jobs, int(number or 0), inexact)
+    return Resources(Setting(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class Request:
         content = {"schema": 1, "scale": self.scale, "repeats": max(self.repeats, before["repeats"]),
                    "methods": joined(before["methods"], self.methods), "nets": joined(before["nets"], self.nets), "seed": self.seed,
                    "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
+                   "precision": used.setting.precision, "together": used.setting.together,
                    "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys}}
         if content != before:
             write_file(path.with_suffix(".yaml"), self.table.dump())
@@ -128,7 +136,8 @@ def load_request(path: Path) -> tuple[Request, Resources, dict[str, str]]:
         content = json.loads(path.read_text())
         methods, nets = (content[name] and tuple(content[name]) for name in ("methods", "nets"))
         request = Request(load_table(path.with_suffix(".yaml")), content["scale"], content["repeats"], methods, nets, content["seed"])
-        used = resources(content["backend"], content["caffe_python"], content["device"], content["threads"])
+        used = resources(content["backend"], content["caffe_python"], content["device"], content["threads"],
+                         precision=content.get("precision", "fp32"), together=content.get("together", 1))
         return request, used, content["keys"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; delete it, and run `hintkd reproduce` to have it written again") from None

@@ -1,43 +1,40 @@
 """The stage program: runs stage folders inside any caffe's interpreter, with numpy alone beside that caffe.
 
-    python -m hintkd.run_stage FOLDER...     run these folders, one after the other
-    python -m hintkd.run_stage --serve       run the folders named on standard input, answering each with one line of JSON
+    python -m hintkd.run_stage FOLDER...                run these folders, one after the other
+    python -m hintkd.run_stage --together FOLDER...     run these folders as the group that their stage.json name, side by side
+    python -m hintkd.run_stage --serve PARENT           run what each line of standard input names, a JSON list of one folder or of a
+                                                        group, answer it with one line of JSON, and die with the process PARENT
 
 A folder says all that decides its outcome: solver.prototxt, net.prototxt, stage.json and, if it starts from weights,
 init.caffemodel.  The program leaves log.txt (Caffe's own log), the final snapshot and, last, result.json: a stage is finished if and
 only if that file is there.  Killed at any moment and started again, a stage ends with the same bytes on torchcaffe; a real Caffe
-starts its data at row 0 when it restores, so there the stage starts again.  Which stage runs when is the runner's business.
+starts its data at row 0 when it restores, so there the stage starts again.  A group fails with the first of its stages that does.
+Which stage runs when is the runner's business.
 """
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import glob
 import json
 import os
 import platform
-import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
 
 from hintkd.backend import environment, load_caffe
-from hintkd.errors import UserError
+from hintkd.errors import StageFailed, UserError
 from hintkd.files import read_json, write_json, written
+from hintkd.group import KEPT, Member, begin, now, prune, remove, snapshot
 from hintkd.log_parser import START_LINE, parse
 
 FAILURE = "failure.json"                    # why the stage failed when it was last tried
-KEPT = 2                                    # snapshots that stay while a stage runs: one may turn out to be unusable
-
-
-class StageFailed(UserError):
-    """A stage cannot be finished; the sentence says at which iteration and where its log is."""
 
 
 def run(folder: str) -> dict[str, Any]:
@@ -46,58 +43,101 @@ def run(folder: str) -> dict[str, Any]:
     No folder has two writers: while another process runs the stage, this one waits and then takes its result.
     Raises StageFailed, or what caffe raises.
     """
-    with open(os.path.join(folder, "lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        result = os.path.join(folder, "result.json")
-        if not os.path.exists(result):
-            stage = read_json(os.path.join(folder, "stage.json"))
-            remove(os.path.join(folder, FAILURE))
-            with output_to(os.path.join(folder, "log.txt")):
-                write_json(result, PROGRAMS[stage["program"]](folder, stage))
-        return read_json(result)
+    return run_together([folder])[0]
+
+
+def run_together(folders: Sequence[str]) -> list[dict[str, Any]]:
+    """The same for a group of stages, side by side."""
+    with ExitStack() as held:
+        for folder in sorted(folders):
+            lock = held.enter_context(open(os.path.join(folder, "lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        results = [os.path.join(folder, "result.json") for folder in folders]
+        if not all(map(os.path.exists, results)):
+            stages = [read_json(os.path.join(folder, "stage.json")) for folder in folders]
+            require_group(folders, stages)
+            for folder in folders:
+                remove(os.path.join(folder, FAILURE))
+            logs = [os.path.join(folder, "log.txt") for folder in folders]
+            with output_to(logs[0]), ExitStack() as opened:
+                files = [opened.enter_context(open(log, "a", buffering=1, encoding="utf-8")) for log in logs]
+                contents = PROGRAMS[stages[0]["program"]](list(map(Member, folders, stages, files)))
+            for result, content in zip(results, contents):
+                write_json(result, content)
+        return list(map(read_json, results))
+
+
+def require_group(folders: Sequence[str], stages: list[dict[str, Any]]) -> None:
+    """Raise StageFailed if the folders are not the group that their stage.json name."""
+    keys = [stage["key"] for stage in stages]
+    for folder, stage in zip(folders, stages):
+        if stage["group"] != keys:
+            wanted = ", ".join(key[:12] for key in stage["group"])
+            raise StageFailed(f"{folder}/stage.json names the group {wanted}: give the folders of these keys, in this order")
 
 
 # ---------------------------------------------------------------------------------------------------------------- programs
 
-def solve(folder: str, stage: dict[str, Any]) -> dict[str, Any]:
-    """Train with the folder's solver, then measure the saved weights in the TEST net over the whole test set."""
+def solve(members: list[Member]) -> list[dict[str, Any]]:
+    """Train with the folders' solvers, then measure the saved weights in the TEST nets over the whole test set."""
+    stage = members[0].stage
     caffe = prepare(stage)
+    if len(members) > 1 and not hasattr(caffe, "ENGINE"):
+        raise StageFailed("a real Caffe trains one stage at a time: leave --together away")
     found = environment(stage["backend"], stage["device"])
-    solver, progress = begin(caffe, folder, stage, found)
-    clock, spent, total = time.time(), progress["wall_s"], stage["iterations"]
-    say(START_LINE.format(stage["title"], solver.iter))
+    begin(caffe, members, found)
+    for member in members:
+        member.say(START_LINE.format(member.stage["title"], member.solver.iter))
+    train(caffe, members)
+    results = []
+    for member in members:
+        final = snapshot(member.folder, stage["iterations"], "caffemodel")
+        with member.turn():
+            outputs = measure(caffe, member.folder, final, member.stage)
+        prune(member.folder, 1)
+        results.append({
+            "schema": 1, "title": member.stage["title"], "key": member.stage["key"], "iterations": stage["iterations"], "outputs": outputs,
+            "weights": os.path.basename(final), "wall_s": time.time() - member.clock, "started": member.progress["started"],
+            "finished": now(), "resumed": member.progress["resumed"], "inexact": member.progress["inexact"], "together": len(members),
+            "environment": found, "machine": machine()})
+    return results
+
+
+def train(caffe: Any, members: list[Member]) -> None:
+    """Take all members from the iteration where they are to their last, snapshot by snapshot."""
+    stage, solver = members[0].stage, members[0].solver
+    total, every = stage["iterations"], stage["snapshot"] or stage["iterations"]
+    step = solver.step
+    if len(members) > 1:
+        step = caffe.Together([member.solver for member in members], lambda number: members[number].turn()).step
     while solver.iter < total:
-        every = stage["snapshot"] or total
-        solver.step(min(total, (solver.iter // every + 1) * every) - solver.iter)
-        require_finite(solver, folder)
-        progress.update(iteration=solver.iter, wall_s=spent + time.time() - clock)
-        write_json(os.path.join(folder, "progress.json"), progress)
-        prune(folder, KEPT)
-    solver.solve()                          # Caffe's own end of a run: the last snapshot, one more forward pass, one more test
-    del solver
-    final = snapshot(folder, total, "caffemodel")
-    outputs = measure(caffe, folder, final, stage)
-    prune(folder, 1)
-    return {"schema": 1, "title": stage["title"], "key": stage["key"], "iterations": total, "outputs": outputs,
-            "weights": os.path.basename(final), "wall_s": spent + time.time() - clock, "started": progress["started"], "finished": now(),
-            "resumed": progress["resumed"], "inexact": progress["inexact"], "environment": found, "machine": machine()}
+        step(min(total, (solver.iter // every + 1) * every) - solver.iter)
+        for member in members:
+            require_finite(member.solver, member.folder)
+        for member in members:
+            member.note(iteration=solver.iter)
+            prune(member.folder, KEPT)
+    for member in members:                  # Caffe's own end of a run: the last snapshot, one more forward pass, one more test
+        with member.turn():
+            member.solver.solve()
+        member.solver = None
 
 
-def probe(folder: str, stage: dict[str, Any]) -> dict[str, Any]:
+def probe(members: list[Member]) -> list[dict[str, Any]]:
     """Train a few iterations and test once or twice, for the time these take; nothing is kept."""
-    caffe = prepare(stage)
-    solver = caffe.get_solver(os.path.join(folder, "solver.prototxt"))
-    if hasattr(caffe, "ENGINE"):
-        solver.fast = stage["fast"]
+    (member,) = members
+    stage, caffe = member.stage, prepare(member.stage)
+    member.build(caffe)
+    solver = member.solver
     values = sum(blob.data.size for blobs in solver.net.params.values() for blob in blobs)
     advance(solver, 2)
-    train = timed(lambda: advance(solver, 1), stage["seconds"])
-    test = 0.0
+    train_s = timed(lambda: advance(solver, 1), stage["seconds"])
+    test_s = 0.0
     if stage["test_iter"]:
-        net = caffe.Net(os.path.join(folder, "net.prototxt"), caffe.TEST)
+        net = caffe.Net(member.path("net.prototxt"), caffe.TEST)
         net.forward()
-        test = timed(net.forward, stage["seconds"] / 4) * stage["test_iter"]
-    return {"train_s": train, "test_s": test, "weights_bytes": 4 * values}
+        test_s = timed(net.forward, stage["seconds"] / 4) * stage["test_iter"]
+    return [{"train_s": train_s, "test_s": test_s, "weights_bytes": 4 * values}]
 
 
 PROGRAMS = {"solve": solve, "probe": probe}
@@ -106,63 +146,17 @@ PROGRAMS = {"solve": solve, "probe": probe}
 # ------------------------------------------------------------------------------------------------------------- their steps
 
 def prepare(stage: dict[str, Any]) -> Any:
-    """The caffe that the stage names, set to the stage's device and number of threads."""
+    """The caffe that the stage names, set to the stage's device, number of threads and precision."""
     caffe = load_caffe(stage["backend"])
     if hasattr(caffe, "ENGINE"):
         caffe.set_threads(stage["threads"])
+        caffe.set_precision(stage["precision"])
     if stage["device"] == "gpu":
         caffe.set_device(stage["device_id"])
         caffe.set_mode_gpu()
     else:
         caffe.set_mode_cpu()
     return caffe
-
-
-def begin(caffe: Any, folder: str, stage: dict[str, Any], found: dict[str, str]) -> tuple[Any, dict[str, Any]]:
-    """The stage's solver at the iteration where it goes on, and what is known of its past.
-
-    torchcaffe continues from the newest snapshot whose sidecar fits, byte for byte; where there is none, and on a real Caffe, the stage
-    starts from init.caffemodel.  Raises StageFailed if it was begun by other versions or on another kind of processor, which would
-    change the last bits; where stage.json allows that, it goes on as Caffe does, with its data at row 0.
-    """
-    path = os.path.join(folder, "progress.json")
-    torchcaffe = hasattr(caffe, "ENGINE")
-
-    def new_solver(exact: bool = True) -> Any:
-        solver = caffe.get_solver(os.path.join(folder, "solver.prototxt"))
-        if torchcaffe:
-            solver.fast, solver.exact = stage["fast"], exact
-        return solver
-
-    if torchcaffe and snapshots(folder):
-        progress = read_json(path)
-        changed = [f"{name} {progress['environment'].get(name)} -> {value}" for name, value in sorted(found.items())
-                   if name != "python" and progress["environment"].get(name) != value]
-        if changed and not stage["inexact"]:
-            raise StageFailed(f"{folder} was begun with other numerics ({', '.join(changed)}), so that it could not end with the same "
-                              "bytes: delete the folder to start the stage again, or give --inexact to go on all the same")
-        progress.update(inexact=progress["inexact"] or bool(changed), resumed=progress["resumed"] + 1)
-        for state in snapshots(folder):
-            solver = new_solver(exact=not changed)
-            try:
-                solver.restore(state)
-            except caffe.SidecarError as error:
-                say(f"Cannot go on from {state}: {error}")
-                continue
-            if changed:
-                solver.exact = True
-            progress["environment"] = found
-            write_json(path, progress)
-            return solver, progress
-    for state in snapshots(folder):
-        drop(state)
-    progress = {"environment": found, "started": now(), "iteration": 0, "wall_s": 0.0, "resumed": 0, "inexact": False}
-    write_json(path, progress)
-    solver = new_solver()
-    init = os.path.join(folder, "init.caffemodel")
-    if os.path.exists(init):
-        solver.net.copy_from(init)
-    return solver, progress
 
 
 def require_finite(solver: Any, folder: str) -> None:
@@ -182,10 +176,13 @@ def measure(caffe: Any, folder: str, weights: str, stage: dict[str, Any]) -> dic
     """Every output of the TEST net with these weights, averaged over test_iter batches; none for a net that is not tested.
 
     An output of several elements gives name, name[1], name[2] ...  The blobs that the stage names as class scores and labels are kept
-    in predictions.npz.  Raises StageFailed if an output is not finite.
+    in predictions.npz.  Whatever precision the stage was trained in, this is float32 arithmetic, layer by layer.
+    Raises StageFailed if an output is not finite.
     """
     if not stage["test_iter"]:
         return {}
+    if hasattr(caffe, "ENGINE"):
+        caffe.set_precision("fp32")
     net = caffe.Net(os.path.join(folder, "net.prototxt"), caffe.TEST)
     net.copy_from(weights)
     sums: dict[str, float] = {}
@@ -230,61 +227,12 @@ def machine() -> dict[str, Any]:
     return {"machine": f"{platform.system()} {platform.machine()}", "cpu": model, "cores": os.cpu_count()}
 
 
-# --------------------------------------------------------------------------------------------------------------- snapshots
-
-def snapshot(folder: str, iteration: int | str, kind: str) -> str:
-    """The file that Caffe writes for a snapshot; kind is caffemodel or solverstate."""
-    return os.path.join(folder, f"snapshot_iter_{iteration}.{kind}")
-
-
-def snapshots(folder: str) -> list[str]:
-    """The solver states in the folder, newest first."""
-    return sorted(glob.glob(snapshot(glob.escape(folder), "*", "solverstate")), key=iteration_of, reverse=True)
-
-
-def iteration_of(path: str) -> int:
-    """The iteration in a snapshot's name."""
-    found = re.search(r"_iter_(\d+)\.", path)
-    assert found, path
-    return int(found[1])
-
-
-def prune(folder: str, keep: int) -> None:
-    """Delete all snapshots but the newest `keep`."""
-    for state in snapshots(folder)[keep:]:
-        drop(state)
-
-
-def drop(state: str) -> None:
-    """Delete a snapshot: first its state, without which the other files mean nothing."""
-    os.remove(state)
-    for path in glob.glob(glob.escape(state[:-len("solverstate")]) + "*"):
-        remove(path)
-
-
 # ------------------------------------------------------------------------------------------------------------------- files
-
-def remove(path: str) -> None:
-    """Delete a file if it is there."""
-    with suppress(FileNotFoundError):
-        os.remove(path)
-
 
 def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
     """Write a .npz file that appears whole or not at all."""
     with written(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def now() -> str:
-    """The time as in 2024-05-17T12:30:00+0000."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime())
-
-
-def say(text: str) -> None:
-    """A line of our own in Caffe's log, with glog's prefix."""
-    micros = int(time.time() % 1 * 1e6)
-    print(f"I{time.strftime('%m%d %H:%M:%S')}.{micros:06d} {os.getpid():5d} run_stage.py:1] {text}", file=sys.stderr, flush=True)
 
 
 def flush() -> None:
@@ -315,18 +263,18 @@ def output_to(path: str) -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------------------------------------- command
 
-def answer(folder: str) -> str | None:
-    """Run a folder; the error, if any, as one sentence, which is also kept in the folder."""
+def answer(folders: Sequence[str]) -> str | None:
+    """Run a folder or a group; the error, if any, as one sentence, which is also kept in the folders."""
     try:
-        run(folder)
+        run_together(folders)
     except UserError as error:
         sentence = str(error)
     except Exception as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
         kind = "" if type(error).__name__ == "CaffeError" else f"{type(error).__name__}: "
-        sentence = f"{kind}{error} (see {folder}/log.txt)"
+        sentence = f"{kind}{error} (see {folders[0]}/log.txt)"
     else:
         return None
-    if os.path.isdir(folder):
+    for folder in filter(os.path.isdir, folders):
         write_json(os.path.join(folder, FAILURE), sentence)
     return sentence
 
@@ -341,20 +289,21 @@ def die_with(parent: int) -> None:
 
 
 def serve() -> None:
-    """Answer each folder named on standard input, until that is closed."""
+    """Answer each list of folders on standard input, until that is closed."""
     for line in sys.stdin:
-        print(json.dumps({"error": answer(line.rstrip("\n"))}), flush=True)
+        print(json.dumps({"error": answer(json.loads(line))}), flush=True)
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments:
+    if arguments in ([], ["--together"]):
         print(__doc__, file=sys.stderr)
         return 2
     if arguments[0] == "--serve":
         die_with(int(arguments[1]))
         serve()
         return 0
-    errors = [error for error in map(answer, arguments) if error]
+    answers = map(answer, [arguments[1:]] if arguments[0] == "--together" else [[folder] for folder in arguments])
+    errors = [error for error in answers if error]
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0

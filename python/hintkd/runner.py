@@ -1,11 +1,10 @@
 """The runner: orders stages by the weights they need, gives each a folder, has them run, and keeps what comes out.
 
 It knows stages only: no method, no table, no Caffe.  Equal stages are one task; a finished task is not run again; a failed one stops only
-what starts from it.  Stages run wherever the executor runs `executor.run_folder`; progress is read from their logs.
+what starts from it.  Stages run wherever the executor runs `executor.run_folders`; progress is read from their logs.
 """
 from __future__ import annotations
 
-import heapq
 import json
 import queue
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ import numpy as np
 
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import UserError
-from hintkd.executor import Interpreter, run_folder
+from hintkd.executor import Interpreter, run_folders
 from hintkd.files import read_json, write_file, write_json, written
 from hintkd.keys import Keys, Setting
 from hintkd.stages import Stage
@@ -52,6 +51,14 @@ class Task:
     def iterations(self) -> int:
         return self.stage.solver.max_iter
 
+    @property
+    def begun_in(self) -> list[str]:
+        """The keys of the group in which it was begun, its own among them; none if it was not."""
+        try:
+            return read_json(self.folder / "progress.json").get("group", [self.key])
+        except (OSError, ValueError):
+            return []
+
     def result(self) -> dict[str, Any]:
         """What the stage program says of the finished stage."""
         return read_json(self.folder / "result.json")
@@ -76,6 +83,22 @@ class Plan:
     def task(self, stage: Stage) -> Task:
         return self.tasks[self.keys.key(stage)]
 
+    def group(self, first: Task, ready: Iterable[str]) -> list[Task]:
+        """The tasks among those `ready`, by key, that train together with `first`, in the plan's order.
+
+        They are those it was begun with, so that it can go on, or else as many of its kind as the setting allows that cannot go on.
+        """
+        known, kind = set(ready), self.keys.kind(first.stage)
+
+        def goes_on(task: Task) -> bool:
+            return bool(task.begun_in) and known.issuperset(task.begun_in)
+        if goes_on(first):
+            return [self.tasks[key] for key in first.begun_in]
+        others = [task.key for task in self.tasks.values()
+                  if task.key in known - {first.key} and self.keys.kind(task.stage) == kind and not goes_on(task)]
+        chosen = {first.key, *others[:self.setting.together - 1]}
+        return [task for task in self.tasks.values() if task.key in chosen]
+
     def unfinished(self) -> list[Task]:
         return [task for task in self.tasks.values() if not task.is_finished]
 
@@ -95,7 +118,7 @@ class Runner:
     """Runs plans.
 
     executor       anything with submit(function, *arguments) that returns futures with add_done_callback, exception and cancelled
-    slots          how many stages it runs side by side
+    slots          how many stages it runs side by side; those that train together count as one
     seconds        expected duration of a task; of the tasks that can run, the one with the longest chain behind it goes first
     on_finished    called after each task whose weights and result are there
     """
@@ -114,34 +137,45 @@ class Runner:
         todo = {task.key: task for task in plan.unfinished()}
         rank = ranks(plan, self.seconds)
         waiting = {key: {source for source in task.sources if source in todo} for key, task in todo.items()}
-        ready = [(-rank[key], key) for key, missing in waiting.items() if not missing]
-        heapq.heapify(ready)
-        running: dict[Any, Task] = {}
+        ready = {key for key, missing in waiting.items() if not missing}
+        running: dict[Any, list[Task]] = {}
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.watcher.begin(list(todo.values()))
         while ready or running:
             while ready and len(running) < self.slots:
-                task = todo[heapq.heappop(ready)[1]]
-                try:
-                    write_folder(task, plan, self._stage_json(task, plan.setting))
-                except UserError as error:
-                    self._fail(task, str(error), todo)
+                group = plan.group(todo[min(ready, key=lambda key: (-rank[key], key))], ready)
+                failed = self._write(group, plan, todo)
+                if failed:
+                    ready -= failed
                     continue
-                self.watcher.started(task)
-                future = self.executor.submit(run_folder, str(task.folder), self.interpreter)
-                running[future] = task
+                ready.difference_update(task.key for task in group)
+                for task in group:
+                    self.watcher.started(task)
+                future = self.executor.submit(run_folders, [str(task.folder) for task in group], self.interpreter)
+                running[future] = group
                 future.add_done_callback(done.put)
             with suppress(queue.Empty):
                 future = done.get(timeout=POLL_S)
-                task = running.pop(future)
-                self._settle(task, future, todo)
-                if task.is_finished:
-                    for key, missing in waiting.items():
-                        if task.key in missing:
-                            missing.remove(task.key)
-                            if not missing:
-                                heapq.heappush(ready, (-rank[key], key))
+                for task in running.pop(future):
+                    self._settle(task, future, todo)
+                    if task.is_finished:
+                        for key, missing in waiting.items():
+                            if task.key in missing:
+                                missing.remove(task.key)
+                                if not missing:
+                                    ready.add(key)
             self.watcher.tick()
+
+    def _write(self, group: list[Task], plan: Plan, todo: dict[str, Task]) -> set[str]:
+        """Write the folders of a group; the keys of the tasks that this fails."""
+        failed = set()
+        for task in group:
+            try:
+                write_folder(task, plan, self._stage_json(task, group, plan.setting))
+            except UserError as error:
+                self._fail(task, str(error), todo)
+                failed.add(task.key)
+        return failed
 
     def _settle(self, task: Task, future: Any, todo: dict[str, Task]) -> None:
         """Keep the weights of a stage that ended, or note why it failed."""
@@ -166,15 +200,16 @@ class Runner:
             if other.key not in self.failures and any(source in self.failures for source in other.sources):
                 self.failures[other.key] = f"it needs {task.stage.title}, which failed"
 
-    def _stage_json(self, task: Task, setting: Setting) -> dict[str, Any]:
+    def _stage_json(self, task: Task, group: list[Task], setting: Setting) -> dict[str, Any]:
         """What the stage program is told beside the prototxts."""
         solver = task.stage.solver
         accuracy = next((layer for layer in task.stage.net.layer if layer.type == "Accuracy"), None)
         predictions = {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
-        return {"schema": 1, "title": task.stage.title, "key": task.key, "program": task.stage.program, "iterations": task.iterations,
-                "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter),
-                "predictions": predictions, "backend": setting.backend, "device": setting.device, "device_id": self.device_id,
-                "threads": setting.threads, "precision": setting.precision, "fast": True, "inexact": self.inexact}
+        return {"schema": 1, "title": task.stage.title, "key": task.key, "group": [member.key for member in group],
+                "program": task.stage.program, "iterations": task.iterations, "snapshot": solver.snapshot,
+                "test_iter": sum(solver.test_iter), "predictions": predictions, "backend": setting.backend, "device": setting.device,
+                "device_id": self.device_id, "threads": setting.threads, "precision": setting.precision, "fast": True,
+                "inexact": self.inexact}
 
 
 def ranks(plan: Plan, seconds: Callable[[Task], float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -35,11 +36,13 @@ class Together:
 
     Raises CaffeError where a solver cannot run whole iterations (`fast`), has callbacks, lives elsewhere or has another iter_size.
     shared    of each solver the operations that run once for all, in the same order
+    turn      turn(number) surrounds what that solver does alone: its tests, displays and snapshots, whose lines may go to a log of its own
     """
 
-    def __init__(self, solvers: Sequence[Solver]):
+    def __init__(self, solvers: Sequence[Solver], turn: Callable[[int], AbstractContextManager[object]] = nullcontext):
         if not solvers:
             raise CaffeError("there are no solvers to train together")
+        self.turn = turn
         self.solvers, self.programs = solvers, [_program(solver, solvers[0]) for solver in solvers]
         self.device = self.programs[0].net.context.device
         self._find_shared()
@@ -50,17 +53,20 @@ class Together:
 
     def step(self, iterations: int) -> None:
         """Train each solver for so many updates; each tests, displays and snapshots as its prototxt says."""
-        for solver in self.solvers:
-            solver._begin(on_device=self.replay is not None)
+        for number, solver in enumerate(self.solvers):
+            with self.turn(number):
+                solver._begin(on_device=self.replay is not None)
         for _ in range(iterations):
-            for solver in self.solvers:
-                solver._test_if_due()
-                solver._set_rate()
+            for number, solver in enumerate(self.solvers):
+                with self.turn(number):
+                    solver._test_if_due()
+                    solver._set_rate()
             losses = self.replay() if self.replay is not None else self._iteration(None)
             assert losses is not None
-            for solver, loss in zip(self.solvers, losses.clone(), strict=True):
-                solver._count(loss)
-                solver._snapshot_if_due()
+            for number, (solver, loss) in enumerate(zip(self.solvers, losses.clone(), strict=True)):
+                with self.turn(number):
+                    solver._count(loss)
+                    solver._snapshot_if_due()
         for solver in self.solvers:
             solver._show_parameters()
 

@@ -89,7 +89,12 @@ def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: 
     (["reproduce", "demo", "--scale", "0"], "--scale must be above 0"),
     (["reproduce", "demo", "--scale", "half"], "'--scale'"),
     (["reproduce", "demo", "--repeats", "0"], "--repeats"),
-    (["reproduce", "demo", "--jobs", "0"], "--jobs must be at least 1"),
+    (["reproduce", "demo", "--jobs", "0"], "--jobs and --together must be at least 1"),
+    (["reproduce", "demo", "--together", "0"], "--together must be at least 1"),
+    (["reproduce", "demo", "--precision", "fp16"], "--precision fp16: choose one of fp32, tf32, bf16"),
+    (["reproduce", "demo", "--precision", "tf32", "--device", "cpu"], "--precision tf32: only a GPU has it"),
+    (["reproduce", "demo", "--backend", "caffe", "--caffe-python", "x", "--precision", "bf16"], "--precision bf16: a real Caffe cannot"),
+    (["reproduce", "demo", "--backend", "caffe", "--caffe-python", "x", "--together", "2"], "--together 2: a real Caffe cannot"),
     (["reproduce", "demo", "--device", "tpu"], "--device tpu: choose cpu, gpu or gpu:N"),
     (["reproduce", "demo", "--backend", "caffe2"], "--backend caffe2: choose one of torchcaffe, caffe"),
     (["reproduce", "demo", "--backend", "caffe"], "--backend caffe needs --caffe-python"),
@@ -232,6 +237,21 @@ def test_an_option_makes_a_table_of_its_own(trained: Path, monkeypatch: pytest.M
     (table,) = Path("results/measured").glob("demo-shortcut-B-scale0.01/table.yaml")
     record = json.loads((table.parent / "original/net1.json").read_text())
     assert record["options"]["shortcut"] == "B"
+
+
+def test_nets_that_train_together_in_another_precision_say_so(trained: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(trained)
+    status, out, err = run(capsys, "reproduce", "demo", "--scale", "0.005", "--methods", "kd", "--nets", "1,2", "--device", "cpu",
+                           "--together", "2", "--precision", "bf16")
+    assert status == 0 and "3 stages, 0 of them finished" in out, err
+    records = [json.loads(Path(f"results/measured/demo-scale0.005/kd/net{net}.json").read_text()) for net in (1, 2)]
+    for record in records:
+        assert (record["provenance"]["precision"], record["provenance"]["together"], record["stages"][0]["together"]) == ("bf16", 2, 2)
+    assert records[0]["stages"][0]["loss"] != records[1]["stages"][0]["loss"]
+    report = Path("results/report.md").read_text()
+    assert "bf16, torchcaffe" in report and "2 trained together" in report
+    assert "demo-scale0.005: 3 of 3 stages finished" in run(capsys, "status", "demo")[1]
 
 
 def test_a_teacher_from_elsewhere_takes_the_tables_place(trained: Path, monkeypatch: pytest.MonkeyPatch,

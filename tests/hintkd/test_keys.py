@@ -52,12 +52,23 @@ def test_what_decides_the_outcome_changes_the_key_and_is_named(changed: Stage, t
 
 
 @pytest.mark.parametrize("changes", [{"backend": "caffe"}, {"engine": "torchcaffe 1 numeric 2"}, {"device": "gpu"}, {"threads": 2},
-                                     {"precision": "fp16"}])
+                                     {"precision": "bf16"}, {"together": 3}])
 def test_the_setting_is_part_of_the_key(changes: dict) -> None:
     stage = Stage("a", tiny.net(), tiny.solver())
     other = replace(SETTING, **changes)
     assert key(stage, other) != key(stage)
     assert any(name in "".join(differences(Keys(SETTING).parts(stage), Keys(other).parts(stage))) for name in changes)
+
+
+def test_stages_of_one_kind_differ_in_seed_and_weights_alone() -> None:
+    def kind(stage: Stage) -> dict:
+        return Keys(SETTING).kind(stage)
+    first = Stage("first", tiny.net(), tiny.solver())
+    often = tiny.solver()
+    often.snapshot = 5
+    assert kind(first) == kind(Stage("other", tiny.net(), tiny.solver(seed=2), weights_in=(Weights(first),)))
+    assert all(kind(first) != kind(Stage("first", *made)) for made in (
+        (tiny.net(hidden=8), tiny.solver()), (tiny.net(), tiny.solver(lr=0.5)), (tiny.net(), often)))
 
 
 def test_threads_do_not_matter_on_a_gpu() -> None:

@@ -20,8 +20,9 @@ import tiny
 import torchcaffe
 from hintkd import run_stage
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
+from hintkd.errors import StageFailed
 from hintkd.log_parser import parse
-from hintkd.run_stage import StageFailed, run
+from hintkd.run_stage import run, run_together
 
 PYTHON = Path(run_stage.__file__).parents[1]
 FINAL = "snapshot_iter_60.caffemodel"
@@ -42,7 +43,7 @@ def write_stage(folder: str, net: caffe_pb2.NetParameter, solver: caffe_pb2.Solv
     (path / "solver.prototxt").write_text(write_text(solver))
     stage = {"title": folder, "key": "k", "program": "solve", "iterations": solver.max_iter, "snapshot": solver.snapshot, "threads": 1,
              "test_iter": sum(solver.test_iter), "predictions": {}, "backend": "torchcaffe", "device": "cpu", "device_id": 0, "fast": True,
-             "inexact": False, **more}
+             "precision": "fp32", "inexact": False, "group": [more.get("key", "k")], **more}
     (path / "stage.json").write_text(json.dumps(stage))
     return path
 
@@ -51,8 +52,8 @@ def bytes_of(folder: Path) -> bytes:
     return (folder / FINAL).read_bytes()
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, at: int) -> None:
-    """Run the folder and stop it, as a kill would, when it comes to iteration `at`."""
+def interrupt(monkeypatch: pytest.MonkeyPatch, *folders: Path, at: int) -> None:
+    """Run the folders and stop it, as a kill would, when they come to iteration `at`."""
     class Killed(BaseException):
         pass
 
@@ -62,7 +63,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, at: int) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(run_stage, "require_finite", killing)
         with pytest.raises(Killed):
-            run(str(folder))
+            run_together([str(folder) for folder in folders])
 
 
 def test_a_stage_leaves_weights_log_and_every_output_of_the_saved_weights() -> None:
@@ -114,7 +115,7 @@ def test_it_starts_from_init_caffemodel() -> None:
 def test_an_interrupted_stage_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     whole, other = write_stage("whole", tiny.net(), tiny.solver()), write_stage("other", tiny.net(), tiny.solver())
     run("whole")
-    interrupt(monkeypatch, other, at)
+    interrupt(monkeypatch, other, at=at)
     result = run("other")
     assert result["resumed"] == 1
     assert bytes_of(other) == bytes_of(whole)
@@ -126,7 +127,7 @@ def test_an_interrupted_stage_ends_with_the_same_bytes(monkeypatch: pytest.Monke
 def test_a_snapshot_that_does_not_fit_its_sidecar_is_passed_over_for_the_one_before(monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
     whole, other = write_stage("whole", tiny.net(), tiny.solver()), write_stage("other", tiny.net(), tiny.solver())
     run("whole")
-    interrupt(monkeypatch, other, 40)
+    interrupt(monkeypatch, other, at=40)
     newest, older = (other / f"snapshot_iter_{i}.sidecar.json" for i in (40, 20))
     if damage == "remove":
         newest.unlink()
@@ -141,7 +142,7 @@ def test_a_snapshot_that_does_not_fit_its_sidecar_is_passed_over_for_the_one_bef
 def test_without_a_usable_snapshot_the_stage_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, other = write_stage("whole", tiny.net(), tiny.solver()), write_stage("other", tiny.net(), tiny.solver())
     run("whole")
-    interrupt(monkeypatch, other, 40)
+    interrupt(monkeypatch, other, at=40)
     for sidecar in other.glob("*.sidecar.json"):
         sidecar.unlink()
     run("other")
@@ -150,7 +151,7 @@ def test_without_a_usable_snapshot_the_stage_starts_again(monkeypatch: pytest.Mo
 
 def test_going_on_under_other_numerics_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_stage("a", tiny.net(), tiny.solver())
-    interrupt(monkeypatch, folder, 40)
+    interrupt(monkeypatch, folder, at=40)
     progress = json.loads((folder / "progress.json").read_text())
     progress["environment"]["instructions"] = "ABACUS"
     (folder / "progress.json").write_text(json.dumps(progress))
@@ -170,7 +171,7 @@ def test_what_never_came_to_a_snapshot_starts_again_under_any_numerics() -> None
 
 def test_only_the_last_two_snapshots_stay_while_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_stage("a", tiny.net(), tiny.solver(iterations=100))
-    interrupt(monkeypatch, folder, 80)
+    interrupt(monkeypatch, folder, at=80)
     assert sorted(p.name for p in folder.glob("*.solverstate")) == [f"snapshot_iter_{i}.solverstate" for i in (40, 60, 80)]   # 80 is new
 
 
@@ -245,6 +246,127 @@ def test_kill_9_at_any_moment_leaves_no_trace_in_the_final_bytes() -> None:
     name = f"snapshot_iter_{iterations}.caffemodel"
     assert (other / name).read_bytes() == (whole / name).read_bytes()
 
+
+# ------------------------------------------------------------------------------------------------------------------- a group
+
+def write_group(*folders: str, iterations: int = 60, **more: Any) -> list[Path]:
+    """Stages that differ in their seed and, in their frozen part, in nothing."""
+    made = []
+    for seed, folder in enumerate(folders, start=1):
+        path = write_stage(folder, tiny.net(prefix="old/"), tiny.solver(seed, iterations), key=f"key of {folder}",
+                           **{"group": [f"key of {each}" for each in folders], **more})
+        draw = np.random.default_rng(0)
+        write_weights(path / "init.caffemodel", [("old/hidden", [draw.normal(0, 0.1, (16, 36)).astype(np.float32),
+                                                                 np.zeros(16, np.float32)])])
+        made.append(path)
+    return made
+
+
+def test_a_group_ends_as_its_stages_do_alone_each_with_its_own_log_and_files() -> None:
+    alone = [write_group(name)[0] for name in "xyz"]
+    for seed, folder in enumerate(alone, start=1):
+        solver = tiny.solver(seed)
+        solver.net, solver.snapshot_prefix = f"{folder}/net.prototxt", f"{folder}/snapshot"
+        (folder / "solver.prototxt").write_text(write_text(solver))
+        run(str(folder))
+    group = write_group("a", "b", "c")
+    results = run_together(["a", "b", "c"])
+    for one, other, result in zip(alone, group, results, strict=True):
+        weights = [dict(read_weights(folder / FINAL)) for folder in (one, other)]
+        assert all(np.allclose(a, b, rtol=0, atol=1e-5) for name in weights[0]
+                   for a, b in zip(weights[0][name], weights[1][name], strict=True))
+        assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+        assert result["together"] == 3 and result == json.loads((other / "result.json").read_text())
+        logs = [parse((folder / "log.txt").read_text()) for folder in (one, other)]
+        assert logs[1].done and [i for i, _ in logs[0].loss] == [i for i, _ in logs[1].loss]
+        assert np.allclose(logs[0].loss, logs[1].loss, atol=1e-4) and logs[0].test.keys() == logs[1].test.keys()
+        assert (other / "log.txt").read_text().count("starts at iteration 0") == 1
+    assert len({bytes_of(folder) for folder in group}) == 3
+
+
+@pytest.mark.parametrize("at", [20, 40, 60])
+def test_an_interrupted_group_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    whole, other = write_group("a", "b"), write_group("c", "d")
+    run_together(["a", "b"])
+    interrupt(monkeypatch, *other, at=at)
+    results = run_together(["c", "d"])
+    assert [result["resumed"] for result in results] == [1, 1]
+    assert [bytes_of(folder) for folder in whole] == [bytes_of(folder) for folder in other]
+    assert f"starts at iteration {at}" in (other[1] / "log.txt").read_text()
+
+
+def test_a_group_goes_on_from_where_all_of_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, other = write_group("a", "b"), write_group("c", "d")
+    run_together(["a", "b"])
+    interrupt(monkeypatch, *other, at=40)
+    (other[1] / "snapshot_iter_40.sidecar.json").unlink()
+    run_together(["c", "d"])
+    assert all("starts at iteration 20" in (folder / "log.txt").read_text() for folder in other)
+    assert "Cannot go on from d/snapshot_iter_40.solverstate" in (other[1] / "log.txt").read_text()
+    assert [bytes_of(folder) for folder in whole] == [bytes_of(folder) for folder in other]
+
+
+def test_another_group_starts_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = write_group("a", "b", "c")
+    interrupt(monkeypatch, *group, at=40)
+
+    def run_as(*names: str) -> list[dict[str, Any]]:
+        for name in names:
+            stage = json.loads(Path(name, "stage.json").read_text())
+            Path(name, "stage.json").write_text(json.dumps({**stage, "group": [f"key of {each}" for each in names]}))
+        return run_together(names)
+    results = run_as("b", "c")
+    assert [(result["resumed"], result["together"]) for result in results] == [(0, 2), (0, 2)]
+    assert (group[1] / "log.txt").read_text().count("starts at iteration 0") == 2
+    with pytest.raises(StageFailed, match="b was finished meanwhile, but not in this group"):
+        run_as("a", "b", "c")
+
+
+def test_folders_that_are_not_their_group_are_refused() -> None:
+    write_group("a", "b")
+    for folders in (["a"], ["b", "a"]):
+        with pytest.raises(StageFailed, match="/stage.json names the group key of a, key of b: give the folders of these keys"):
+            run_together(folders)
+
+
+def test_a_group_fails_with_the_first_of_its_stages_that_does() -> None:
+    a, b = write_group("a", "b")
+    (b / "solver.prototxt").write_text((b / "solver.prototxt").read_text().replace("base_lr: 0.02", "base_lr: 1e30"))
+    process = command("--together", "a", "b")
+    _, errors = process.communicate()
+    assert process.returncode == 1 and errors.count("\n") == 1
+    assert "the training diverged at iteration 10" in errors and "(see b/log.txt)" in errors
+    assert not (a / "result.json").exists() and json.loads((a / "failure.json").read_text()) in errors
+
+
+def test_kill_9_leaves_no_trace_in_a_groups_final_bytes() -> None:
+    iterations = 1200
+    whole, other = (write_group(*names, iterations=iterations) for names in ("ab", "cd"))
+    assert command("--together", "a", "b").wait() == 0
+    kills, log = 0, other[1] / "log.txt"
+    for mark in ("Iteration 110 ", "Iteration 500 "):
+        process = command("--together", "c", "d")
+        while not (log.exists() and mark in log.read_text()) and process.poll() is None:
+            time.sleep(0.01)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills == 2 and command("--together", "c", "d").wait() == 0
+    name = f"snapshot_iter_{iterations}.caffemodel"
+    assert [(folder / name).read_bytes() for folder in whole] == [(folder / name).read_bytes() for folder in other]
+
+
+def test_bf16_trains_otherwise_and_is_measured_in_float32() -> None:
+    one, other = write_stage("a", tiny.net(), tiny.solver()), write_stage("b", tiny.net(), tiny.solver(), precision="bf16")
+    run("a")
+    result = run("b")
+    assert bytes_of(one) != bytes_of(other)
+    net = torchcaffe.Net("b/net.prototxt", torchcaffe.TEST, weights="b/" + FINAL)
+    losses = [float(net.forward()["loss"]) for _ in range(tiny.TEST // 10)]
+    assert result["outputs"]["loss"] == np.mean(losses)
+
+
+# ----------------------------------------------------------------------------------------------------------- inside any caffe
 
 def imported(name: str) -> set[str]:
     """A module of hintkd, and those that it imports."""

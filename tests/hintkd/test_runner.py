@@ -85,8 +85,8 @@ def interpreter() -> Interpreter:
     return Interpreter(sys.executable, str(Path.cwd()))
 
 
-def run(stages: list[Stage], executor: Any, slots: int = 2, **more: Any) -> tuple[Plan, Runner, Watcher]:
-    plan, watcher = Plan(stages, setting()), Watcher()
+def run(stages: list[Stage], executor: Any, slots: int = 2, together: int = 1, **more: Any) -> tuple[Plan, Runner, Watcher]:
+    plan, watcher = Plan(stages, setting(together=together)), Watcher()
     runner = Runner(executor, slots, interpreter(), watcher, **more)
     runner.run(plan)
     return plan, runner, watcher
@@ -102,16 +102,18 @@ class Immediate:
     def __init__(self, failing: str = "") -> None:
         self.failing, self.order = failing, []
 
-    def submit(self, function: Any, folder: str, interpreter: Interpreter) -> Future:
+    def submit(self, function: Any, folders: list[str], interpreter: Interpreter) -> Future:
         future: Future = Future()
-        title = json.loads(Path(folder, "stage.json").read_text())["title"]
-        self.order.append(title)
-        if title == self.failing:
+        stages = [json.loads(Path(folder, "stage.json").read_text()) for folder in folders]
+        assert all(stage["group"] == [each["key"] for each in stages] for stage in stages)
+        self.order.append("+".join(stage["title"] for stage in stages))
+        if self.failing in [stage["title"] for stage in stages]:
             future.set_exception(UserError("it diverged"))
-        else:
+            return future
+        for folder in folders:
             write_weights(Path(folder) / "end.caffemodel", [("hidden", [np.zeros(3, np.float32)])])
             Path(folder, "result.json").write_text(json.dumps({"weights": "end.caffemodel", "wall_s": 1.0}))
-            future.set_result(None)
+        future.set_result(None)
         return future
 
 
@@ -154,6 +156,59 @@ def test_an_error_that_is_nobodys_fault_is_not_swallowed() -> None:
             return future
     with pytest.raises(ZeroDivisionError):
         run(chain("a"), Broken())
+
+
+def second_stages() -> list[Stage]:
+    """A first stage, and four of one kind that start from it: s2, s3, s4 and s5."""
+    first = Stage("first", tiny.net(), tiny.solver(iterations=20))
+    return [first, *(Stage(f"s{seed}", tiny.net(), tiny.solver(seed), weights_in=(Weights(first, layers=("hidden",)),))
+                     for seed in (2, 3, 4, 5))]
+
+
+def test_stages_of_one_kind_train_together() -> None:
+    executor = Immediate()
+    wide = Stage("wide", tiny.net(hidden=8), tiny.solver(2))
+    _, _, watcher = run([*second_stages(), wide], executor, slots=1, together=3)
+    assert sorted(executor.order) == ["first", "s2+s3+s4", "s5", "wide"]
+    assert sorted(what for what, _ in watcher.events) == ["begin", *["finished"] * 6, *["started"] * 6]
+
+
+def test_a_begun_group_stays_together_and_one_that_cannot_is_made_anew() -> None:
+    stages = second_stages()
+    plan = Plan(stages, setting(together=2))
+    first, *tasks = (plan.task(stage) for stage in stages)
+    ready = [task.key for task in reversed(tasks)]
+
+    def begin(*group: Task) -> None:
+        for task in group:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            (task.folder / "progress.json").write_text(json.dumps({"group": [each.key for each in group]}))
+    assert plan.group(tasks[0], ready) == tasks[:2]
+    begin(tasks[0], tasks[2])
+    assert plan.group(tasks[2], ready) == [tasks[0], tasks[2]] and plan.group(tasks[1], ready) == [tasks[1], tasks[3]]
+    assert plan.group(tasks[2], ready[:3]) == [tasks[1], tasks[2]]
+    begin(tasks[1])
+    assert plan.group(tasks[1], ready) == [tasks[1]] and plan.group(tasks[3], ready) == [tasks[3]]
+    assert plan.group(first, [first.key]) == [first]
+
+
+def test_a_failed_group_fails_all_of_its_stages() -> None:
+    _, runner, _ = run(second_stages(), Immediate(failing="s3"), together=3)
+    assert list(runner.failures.values()) == ["it diverged"] * 3
+
+
+def test_a_stage_without_its_weights_leaves_its_group() -> None:
+    stages = second_stages()
+    stages[2] = Stage("bad", tiny.net(), tiny.solver(3), weights_in=(Weights(stages[0], layers=("nowhere",)),))
+    executor = Immediate()
+    _, runner, _ = run(stages, executor, slots=1, together=3)
+    assert executor.order == ["first", "s2+s4+s5"] and len(runner.failures) == 1
+
+
+def test_the_stage_program_trains_a_group(executor: LocalExecutor) -> None:
+    plan, runner, _ = run(second_stages(), executor, together=4)
+    assert not runner.failures and all(task.is_finished for task in plan.tasks.values())
+    assert [task.result()["together"] for task in plan.tasks.values()] == [1, 4, 4, 4, 4]
 
 
 def test_a_folder_says_all_that_a_caffe_needs() -> None:

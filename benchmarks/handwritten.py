@@ -45,19 +45,19 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """He et al.'s CIFAR net of depth 6n + 2."""
 
-    def __init__(self, depth: int, classes: int = 10):
+    def __init__(self, depth: int, widths: tuple[int, int, int] = (16, 32, 64), classes: int = 10):
         super().__init__()
-        n, before = (depth - 2) // 6, 16
-        self.first = Unit(3, 16)
+        n, before = (depth - 2) // 6, widths[0]
+        self.first = Unit(3, before)
         self.units = {"first_conv": self.first}              # by the names of hintkd's nets
         self.blocks = nn.Sequential()
-        for group, width in enumerate((16, 32, 64)):
+        for group, width in enumerate(widths):
             for number in range(n):
                 block = Block(before, width, 2 if group and not number else 1)
                 self.blocks.append(block)
                 self.units |= {f"group{group}_block{number}_conv0": block.first, f"group{group}_block{number}_conv1": block.second}
                 before = width
-        self.fc = nn.Linear(64, classes)
+        self.fc = nn.Linear(widths[2], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.first(x), inplace=True))
@@ -73,21 +73,29 @@ class ResNet(nn.Module):
                 target.copy_(torch.from_numpy(params[prefix + layer][index].data.copy()))
 
 
-def training_step(student: ResNet, teacher: ResNet | None, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-    """A function that trains for one iteration on the batch, (n, 3, 32, 32) and (n,), and returns its loss."""
-    student.to(memory_format=torch.channels_last).train()
+def training_step(student: ResNet, teacher: ResNet | None, images: Tensor, labels: Tensor, compiled: bool = False) -> Callable[[], Tensor]:
+    """A function that trains for one iteration on the batch, (n, 3, 32, 32) and (n,), and returns its loss.
+
+    It runs where the images are; `compiled`: what comes before the update is compiled by torch.compile.
+    """
+    student.to(images.device, memory_format=torch.channels_last).train()
     if teacher is not None:
-        teacher.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        teacher.to(images.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     optimizer = torch.optim.SGD(student.parameters(), RATE, MOMENTUM, weight_decay=DECAY, foreach=True)
 
-    def step() -> Tensor:
-        x = images.contiguous(memory_format=torch.channels_last)
+    def loss_of(x: Tensor) -> Tensor:
         scores = student(x)
         loss = F.cross_entropy(scores, labels)
         if teacher is not None:
             with torch.no_grad():
                 soft = F.softmax(teacher(x) / TAU, dim=1)
             loss = loss - LAMBDA * (soft * F.log_softmax(scores / TAU, dim=1)).sum(dim=1).mean()
+        return loss
+
+    differentiable = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+
+    def step() -> Tensor:
+        loss = differentiable(images.contiguous(memory_format=torch.channels_last))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -13,6 +13,9 @@ import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import common
+import memory
+import scaling
 import step
 from hintkd import cli, generate
 from hintkd.methods import METHODS
@@ -21,7 +24,6 @@ from hintkd.tables import load_table
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MEASURED = ROOT / "benchmarks/step.json"
 
 
 def block(language: str) -> str:
@@ -38,10 +40,14 @@ def test_generated_parts_are_up_to_date():
     assert render.filled(README) == README, "run `make docs`"
 
 
-@pytest.mark.skipif(not MEASURED.exists(), reason="the benchmark was not run")
-def test_the_page_on_speed_shows_what_was_measured():
-    page = (ROOT / "docs/performance.md").read_text()
-    assert step.rendered(page, json.loads(MEASURED.read_text())) == page, "run `python benchmarks/step.py --render`"
+@pytest.mark.parametrize("program", [step, scaling, memory])
+def test_the_page_on_speed_shows_what_was_measured(program):
+    name = program.__name__
+    page, measured = (ROOT / "docs/performance.md").read_text(), ROOT / f"benchmarks/{name}.json"
+    if not measured.exists():
+        pytest.skip("the benchmark was not run")
+    shown = common.rendered(page, name, program.markdown(json.loads(measured.read_text())))
+    assert shown == page, f"run `python benchmarks/{name}.py --render`"
 
 
 def test_links_lead_somewhere():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,10 @@ from torchcaffe.build import Graph, Node, check_differentiable
 from torchcaffe.folding import Folded, foldable, is_plain_relu, is_plain_scale
 from torchcaffe.layers.arithmetic import Eltwise
 from torchcaffe.layers.base import Layer
+from torchcaffe.layers.neuron import Power
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.python import PythonLayer
+from torchcaffe.layers.shape import Concat
 from torchcaffe.layers.vision import Convolution
 from torchcaffe.memory import keep_freed
 from torchcaffe.net import Net
@@ -62,39 +64,56 @@ class Operation:
     tops: list[str]
     nodes: list[Node]
     learns: bool
-    overwrites: str | None = None      # the bottom whose memory the top takes
+    overwrites: str = ""               # the bottom whose memory the top takes
+    is_idle: bool = False              # others compute without its tops, which matter only to somebody who looks
+    releases: list[str] = field(default_factory=list)        # bottoms that nothing reads afterwards and that can be computed again
 
     def store(self, result: Tops, tops: dict[str, Tensor]) -> None:
         """Put a result under the tops' names; what it has overwritten is gone."""
-        if self.overwrites is not None:
+        if self.overwrites:
             del tops[self.overwrites]
         tops.update(zip(self.tops, [result] if isinstance(result, Tensor) else result, strict=True))
 
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it gives the same again for the same bottoms, also after an update."""
+        at_rest = isinstance(self.run, Folded) or not any(node.layer.blobs for node in self.nodes)
+        pure = not any(layer.ticks or layer.needs_host or layer.state or isinstance(layer, PythonLayer)
+                       for layer in (node.layer for node in self.nodes))
+        return at_rest and pure and bool(self.bottoms)
+
+
 class Pass(dict[str, Tensor]):
-    """The tops of a pass by name.  One that was overwritten is computed again when somebody asks for it."""
+    """The tops of a pass by name.  Those that were let go of are computed again when somebody asks for them."""
 
     def __init__(self, operations: list[Operation]):
         super().__init__()
-        lost = {op.overwrites for op in operations}
-        self._again: dict[object, Operation] = {op.tops[0]: op for op in operations if op.tops[0] in lost and isinstance(op.run, Folded)}
+        makers: dict[object, list[Operation]] = {}          # several where layers work in place
+        for op in operations:
+            for name in op.tops:
+                makers.setdefault(name, []).append(op)
+        self._makers = {name: known for name, known in makers.items() if all(op.is_repeatable for op in known)}
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (name in self._again and all(bottom in self for bottom in self._again[name].bottoms))
+        return super().__contains__(name) or (name in self._makers and all(bottom in self for bottom in self._makers[name][0].bottoms))
 
     def __missing__(self, name: str) -> Tensor:
-        folded = self._again[name].run
-        assert isinstance(folded, Folded)
         with torch.no_grad():
-            self[name] = folded(*(self[bottom] for bottom in self._again[name].bottoms))
+            for op in self._makers[name]:
+                op.store(op.run(*(self[bottom] for bottom in op.bottoms)), self)
         return self[name]
+
+    def could_again(self, name: str) -> bool:
+        """Whether the top can be computed again."""
+        return name in self._makers
 
 
 class Program:
     """A net as a list of operations.
 
     forward() returns the loss (a scalar tensor, or None without a loss); gradients() differentiates it.  The tops of the last pass
-    are kept until the next one starts, for blobs that somebody looks at.
+    are kept until the next one starts, for blobs that somebody looks at, or computed again then where no parameter is needed.
     """
 
     def __init__(self, net: Net, at_rest: Set[int] | None = None):
@@ -107,8 +126,13 @@ class Program:
         if at_rest is not None:
             with net.located():
                 check_differentiable(net.graph)
-        self.operations = _plan(net.graph, at_rest)
-        self.tops = Pass(self.operations)
+        planned = _plan(net.graph, at_rest)
+        self.operations = [op for op in planned if not op.is_idle]
+        self.tops = Pass(planned)
+        readers = {name: op for op in self.operations for name in op.bottoms}         # the last of each
+        for name, op in readers.items():
+            if self.tops.could_again(name) and name not in op.tops and name != op.overwrites:
+                op.releases.append(name)
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
         self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
                         for node in self.graph.nodes if node.need_backward
@@ -137,17 +161,23 @@ class Program:
         tops = self.tops
         tops.clear()
         tops.update(fed if fed is not None else ((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs))
+        held = {name for name, blob in self.shown if blob.data_slot.host is not None}         # arrays that are to show the pass
         loss: Tensor | None = None
         for op in self.operations:
             if op in done or (not op.bottoms and all(name in tops for name in op.tops)):
                 continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
+            kept = {op.overwrites: tops[op.overwrites].clone()} if op.overwrites in held else {}
             with nullcontext() if op.learns else torch.no_grad():
                 op.store(self._run(op, bottoms), tops)
             for name, weight in zip(op.tops, op.nodes[-1].loss_weights, strict=True):
                 if weight:
                     term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
                     loss = term if loss is None else loss + term
+            for name in op.releases:
+                if name not in held:
+                    tops.pop(name, None)
+            tops.update(kept)
         if fed is None:
             self.show()
         return loss
@@ -218,20 +248,55 @@ def _plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
                                     [not (learns and need) for need in first.bottom_need], last.top_names, chain, learns))
         index += len(chain)
     for op in operations:
-        _add_in_place(op, operations)
+        layer = op.nodes[0].layer
+        if isinstance(layer, Eltwise) and layer.is_plain_sum and len(op.bottoms) == 2:
+            _add_unpadded(op, operations)
+            _add_in_place(op, operations)
     return operations
+
+
+def _maker(name: str, operations: list[Operation]) -> Operation | None:
+    """The operation that makes a top, if there is one alone, and one alone that reads it once."""
+    makers = [op for op in operations if name in op.tops and not op.is_idle]
+    readers = sum(op.bottoms.count(name) for op in operations if not op.is_idle)
+    return makers[0] if len(makers) == readers == 1 else None
+
+
+def _add_unpadded(op: Operation, operations: list[Operation]) -> None:
+    """Let a sum of two, one of which a Concat has filled up with channels of zeros, do without these."""
+    for i in range(2):
+        join = _maker(op.bottoms[i], operations)
+        zeros = _maker(join.bottoms[1], operations) if join and len(join.bottoms) == 2 else None
+        if join is None or zeros is None or not isinstance(join.nodes[0].layer, Concat) or join.nodes[0].layer.along != 1 \
+                or not isinstance(zeros.nodes[0].layer, Power) or not zeros.nodes[0].layer.is_zero \
+                or any(join.nodes[0].loss_weights + zeros.nodes[0].loss_weights):
+            continue
+        other = 1 - i
+        op.bottoms, op.stop = [op.bottoms[other], join.bottoms[0]], [op.stop[other], op.stop[i] or join.stop[0]]
+        op.nodes, op.run = [*join.nodes, *op.nodes], _padded_sum
+        join.is_idle = zeros.is_idle = True
+        return
+
+
+def _padded_sum(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, where y (N, C, ...) has fewer channels than x, or as many."""
+    return x + F.pad(y, (*[0] * (2 * x.dim() - 3), x.shape[1] - y.shape[1]))
+
+
+def _add_to_channels(x: Tensor, y: Tensor) -> Tensor:
+    """_padded_sum over x."""
+    x[:, :y.shape[1]].add_(y)
+    return x
 
 
 def _add_in_place(op: Operation, operations: list[Operation]) -> None:
     """Let a sum that nothing is learned from take the memory of a folded convolution's top that nothing else reads."""
-    layer = op.nodes[0].layer
-    if op.learns or not isinstance(layer, Eltwise) or not layer.is_plain_sum or len(op.bottoms) != 2:
-        return
-    for mine, other in (op.bottoms, op.bottoms[::-1]):
-        makers = [before for before in operations if mine in before.tops]
-        readers = sum(before.bottoms.count(mine) for before in operations)
-        if len(makers) == readers == 1 and isinstance(makers[0].run, Folded):
-            op.bottoms, op.overwrites, op.run = [mine, other], mine, Tensor.add_
+    for i in range(1 if op.run is _padded_sum else 2):
+        maker = _maker(op.bottoms[i], operations)
+        if not op.learns and maker is not None and isinstance(maker.run, Folded):
+            mine, other = op.bottoms[i], op.bottoms[1 - i]
+            op.run = _add_to_channels if op.run is _padded_sum else Tensor.add_
+            op.bottoms, op.overwrites = [mine, other], mine
             return
 
 

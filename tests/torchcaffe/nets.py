@@ -43,6 +43,19 @@ def resnet8(batch=8, size=8, width=4):
     layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy" }""")
 
 
+def zero_padded():
+    """A net whose shortcut takes every second pixel and adds channels of zeros."""
+    return (INPUTS % {"batch": 4, "size": 8} + conv("a", "data", 4) + conv("b", "a", 8, stride=2, relu=False) + """
+    layer { name: "half" type: "Convolution" bottom: "a" top: "half" param { lr_mult: 0 decay_mult: 0 }
+      convolution_param { num_output: 4 kernel_size: 1 stride: 2 group: 4 bias_term: false weight_filler { type: "constant" value: 1 } } }
+    layer { name: "zeros" type: "Power" bottom: "half" top: "zeros" power_param { scale: 0 } }
+    layer { name: "pad" type: "Concat" bottom: "half" bottom: "zeros" top: "pad" }
+    layer { name: "sum" type: "Eltwise" bottom: "pad" bottom: "b" top: "sum" }
+    layer { name: "sum_relu" type: "ReLU" bottom: "sum" top: "sum" }""" + conv("c", "sum", 8) + """
+    layer { name: "fc" type: "InnerProduct" bottom: "c" top: "fc" inner_product_param { num_output: 10 weight_filler { type: "msra" } } }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }""")
+
+
 MLP = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 6 dim: 5 } } }
 layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 6 } } }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import torchcaffe as caffe
-from nets import feed, parameters, resnet8, write_solver
+from nets import feed, parameters, resnet8, write_solver, zero_padded
 from torchcaffe.folding import Folded
 from torchcaffe.step import Program
 
@@ -82,7 +82,22 @@ def test_weights_changed_between_two_steps_are_folded_again(tmp_path):
     assert max(np.abs(ends[0][k] - ends[1][k]).max() for k in ends[0]) < 1e-10
 
 
-def test_a_blob_that_a_frozen_sum_has_overwritten_shows_what_it_held(tmp_path):
+def test_a_folded_convolution_s_top_takes_a_shortcut_of_fewer_channels(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(zero_padded())
+    with caffe.number_type(torch.float64):
+        net = caffe.Net(str(path), caffe.TEST)
+    randomise(net)
+    feed(net)
+    expected = {name: array.copy() for name, array in net.forward(blobs=["fc", "loss"]).items()}
+    program = Program(net)
+    assert [op.overwrites for op in program.operations if op.overwrites] == ["b"]
+    with torch.no_grad():
+        program.forward()
+    assert all(np.allclose(net.blobs[name].data, expected[name], rtol=1e-10, atol=1e-10) for name in expected)
+
+
+def test_blobs_that_a_test_has_let_go_of_show_what_they_held(tmp_path):
     path = tmp_path / "net.prototxt"
     path.write_text(resnet8())
     with caffe.number_type(torch.float64):
@@ -91,15 +106,20 @@ def test_a_blob_that_a_frozen_sum_has_overwritten_shows_what_it_held(tmp_path):
     net.share_with(layers)
     for each in (layers, net):
         feed(each)
-    expected = layers.forward(blobs=["g1_b", "g2_b"])
-    held = net.blobs["g2_b"].data
+    names = ["first", "g0", "g1_b", "g1", "g2_b", "pool", "fc"]
+    expected = layers.forward(blobs=names)
+    held = net.blobs["g2_b"].data                                      # an array that somebody has
     program = Program(net)
     assert [op.overwrites for op in program.operations if op.overwrites] == ["g0_b", "g1_b", "g2_b"]
     with torch.no_grad():
         program.forward()
-    assert "g1_b" in program.tops and "g1_b" not in list(program.tops)
+    assert all(name in program.tops for name in names) and not {"first", "g0", "g1_b", "g1", "pool"} & {*program.tops.keys()}
     net.params["g1_b"][0].data[...] = 0                                # the pass is over
-    assert all(np.allclose(net.blobs[name].data, expected[name], rtol=1e-10, atol=1e-10) for name in ("g1_b", "g2_b"))
+    for name in names:
+        assert np.allclose(net.blobs[name].data, expected[name], rtol=1e-10, atol=1e-10), name
     assert np.allclose(held, expected["g2_b"])
+    with torch.no_grad():
+        program.forward()
+    assert {"g0", "g1"} <= {*program.tops.keys()}                      # somebody has arrays of these, too
     program.tops.clear()
     assert "g0_b" not in program.tops

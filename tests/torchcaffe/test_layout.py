@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcaffe as caffe
-from nets import INPUTS, conv, feed, write_solver
+from nets import conv, feed, write_solver, zero_padded
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -36,19 +36,11 @@ class Layouts(TorchDispatchMode):
 
 
 def test_shortcuts_that_pad_with_zeros_leave_the_layout_alone_in_both_directions(tmp_path):
-    text = INPUTS % {"batch": 4, "size": 8} + conv("a", "data", 4) + conv("b", "a", 8, stride=2, relu=False) + """
-    layer { name: "half" type: "Convolution" bottom: "a" top: "half" param { lr_mult: 0 }
-      convolution_param { num_output: 4 kernel_size: 1 stride: 2 group: 4 bias_term: false weight_filler { type: "constant" value: 1 } } }
-    layer { name: "zeros" type: "Power" bottom: "half" top: "zeros" power_param { scale: 0 } }
-    layer { name: "pad" type: "Concat" bottom: "half" bottom: "zeros" top: "pad" }
-    layer { name: "sum" type: "Eltwise" bottom: "pad" bottom: "b" top: "sum" }
-    layer { name: "sum_relu" type: "ReLU" bottom: "sum" top: "sum" }""" + conv("c", "sum", 8) + """
-    layer { name: "fc" type: "InnerProduct" bottom: "c" top: "fc" inner_product_param { num_output: 10 weight_filler { type: "msra" } } }
-    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }"""
-    solver = caffe.get_solver(write_solver(tmp_path, text))
+    solver = caffe.get_solver(write_solver(tmp_path, zero_padded()))
     solver.fast = True
     feed(solver.net)
     with Layouts() as layouts:
         solver.step(1)
     assert layouts.found == [True, True, True]
-    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in solver._programs[id(solver.net)].tops.values() if x.dim() == 4)
+    tops = solver._programs[id(solver.net)].tops
+    assert all(tops[name].is_contiguous(memory_format=torch.channels_last) for name in ("a", "b", "half", "zeros", "pad", "sum", "c"))

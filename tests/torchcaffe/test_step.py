@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchcaffe as caffe
-from nets import MLP, feed, parameters, resnet8, write_solver
+from nets import MLP, feed, parameters, resnet8, write_solver, zero_padded
 
 
 def train(path, iterations, fast, kind=torch.float32, classes=10):
@@ -26,6 +26,15 @@ def test_twenty_iterations_of_resnet8_agree_in_float64(tmp_path):
     path = write_solver(tmp_path, resnet8(), base_lr=0.1)
     slow, fast = (parameters(train(path, 20, f, torch.float64).net) for f in (False, True))
     assert largest_difference(slow, fast) < 1e-10
+
+
+def test_a_shortcut_that_pads_with_zeros_needs_neither_padding_nor_zeros(tmp_path):
+    path = write_solver(tmp_path, zero_padded(), base_lr=0.1)
+    slow, fast = (train(path, 5, f, torch.float64) for f in (False, True))
+    assert not {"pad", "zeros"} & {name for op in fast._program(fast.net).operations for name in op.tops}
+    for name in ("half", "zeros", "pad", "sum", "c"):                 # which it has all the same
+        assert np.allclose(slow.net.blobs[name].data, fast.net.blobs[name].data, rtol=1e-9, atol=1e-12), name
+    assert largest_difference(parameters(slow.net), parameters(fast.net)) < 1e-10
 
 
 def test_twenty_iterations_of_resnet8_agree_in_float32(tmp_path):

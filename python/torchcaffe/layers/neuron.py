@@ -104,6 +104,12 @@ class Power(Neuron):
     Caffe: power_layer.cpp.
     """
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the top is 0 whatever the bottom is."""
+        p = self.param.power_param
+        return p.scale == 0 and p.shift == 0 and p.power > 0
+
     def forward(self, x: Tensor) -> Tensor:
         p = self.param.power_param
         if p.scale == 0 or p.power == 0:

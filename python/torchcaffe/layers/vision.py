@@ -110,22 +110,24 @@ class Convolving(Windowed):
 
 
 class _Subsample(torch.autograd.Function):
-    """One pixel of each stride in x (N, C, H, W), channels-last.
+    """One pixel of each stride in x (N, C, H, W), channels-last, times a factor per channel (1, C, 1, 1).
 
-    With a factor per channel this is what a frozen pointwise convolution per channel does, as in shortcuts that take every second
-    pixel; torch's own kernels for that take four times as long backward.
+    This is what a frozen pointwise convolution per channel does, as in shortcuts that take every second pixel; torch's own kernels for
+    that take four times as long backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
         ctx.shape, ctx.stride = x.shape, stride
-        return x[:, :, ::stride[0], ::stride[1]].contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(factor)
+        return channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        factor, = ctx.saved_tensors
         dx = torch.empty(ctx.shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last).zero_()
-        dx[:, :, ::ctx.stride[0], ::ctx.stride[1]] = dy
-        return dx, None
+        torch.mul(dy, factor, out=dx[:, :, ::ctx.stride[0], ::ctx.stride[1]])
+        return dx, None, None
 
 
 @layer("Convolution")
@@ -146,7 +148,8 @@ class Convolution(Convolving):
         group = self.param.convolution_param.group
         if group == self.channels == len(weight) and set(self.kernel) == {1} and not any(self.pad) and self.spatial == 2 \
                 and bias is None and not weight.requires_grad:
-            return _Subsample.apply(channels_last(x), self.stride) * weight.reshape(1, -1, 1, 1)
+            y: Tensor = _Subsample.apply(channels_last(x), self.stride, weight.reshape(1, -1, 1, 1))
+            return y
         return CONVOLVE[self.spatial](channels_last(x), weight, bias, self.stride, self.pad, self.dilation, group)
 
 

@@ -1,0 +1,262 @@
+"""What the benchmarks share: nets and solvers to measure, clocks, rates of the machine, conditions, and tables in docs/performance.md.
+
+Every program measures in processes of its own, one for each thread count, and writes a JSON file with what it measured and on which
+machine with which versions; `--render` puts that file's tables between the program's two marks in docs/performance.md.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import handwritten
+import torchcaffe as caffe
+from hintkd import nets
+from hintkd.backend import caffe_pb2, environment, write_text
+from hintkd.experiment import DATASETS, Experiment, Options, ResNet
+from hintkd.record import commit
+from hintkd.run_stage import machine
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")          # of the processes that measure
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/performance.md"
+BATCH = 128
+WIDE = (64, 128, 256)
+EXPERIMENT = Experiment(method="kd", dataset=DATASETS["cifar10"], student=ResNet(14), teacher=ResNet(26), options=Options(mean="none"),
+                        tau=handwritten.TAU, lambda_=handwritten.LAMBDA)
+
+
+# -- nets --------------------------------------------------------------------------------------------------------------------
+def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BATCH) -> caffe_pb2.NetParameter:
+    """The training net of a ResNet, alone or under a teacher, fed by Input layers "data" and "label"."""
+    x = replace(EXPERIMENT, student=student, teacher=teacher or EXPERIMENT.teacher)
+    whole = nets.kd_net(x, iterations=1000) if teacher else nets.plain_net(x, student, x.dataset)
+    net = caffe_pb2.NetParameter(name=whole.name)
+    net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [batch, *x.dataset.shape]}]})
+    net.layer.add(name="label", type="Input", top=["label"], input_param={"shape": [{"dim": [batch]}]})
+    net.layer.extend(layer for layer in whole.layer if layer.type != "Data")
+    return net
+
+
+def solver(net: caffe_pb2.NetParameter, folder: Path, fast: bool = True, compiled: bool = False) -> Any:
+    """A solver of the net, which it starts with seed 1, whatever the way it runs."""
+    (folder / "net.prototxt").write_text(write_text(net))
+    (folder / "solver.prototxt").write_text(write_text(caffe_pb2.SolverParameter(
+        net=str(folder / "net.prototxt"), type="SGD", base_lr=handwritten.RATE, lr_policy="fixed", momentum=handwritten.MOMENTUM,
+        weight_decay=handwritten.DECAY, random_seed=1, max_iter=10**6, snapshot_after_train=False)))
+    result = caffe.get_solver(str(folder / "solver.prototxt"))
+    result.fast, result.compile = fast, compiled
+    for name, blobs in result.net.params.items():            # a teacher that was never trained: statistics of 0 and 1
+        if name.startswith("teacher/") and name.endswith("_bn"):
+            blobs[1].data[...] = blobs[2].data[...] = 1
+    return result
+
+
+def records(batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
+    """Noise images (batch, 3, 32, 32) and labels (batch), the same each time."""
+    random = np.random.default_rng(0)
+    return random.standard_normal((batch, 3, 32, 32), np.float32), random.integers(0, 10, batch).astype(np.float32)
+
+
+def feed(net: Any) -> None:
+    """Fill the Input layers."""
+    net.blobs["data"].data[...], net.blobs["label"].data[...] = records(net.blobs["data"].shape[0])
+
+
+def activation_bytes(net: Any) -> dict[str, int]:
+    """Bytes of the blobs of a torchcaffe net, copies by Split left out: of those that a gradient reaches ("learned") and others."""
+    result = {"learned": 0, "frozen": 0}
+    seen: set[int] = set()
+    for node in (node for node in net.graph.nodes if node.layer.type != "Split"):
+        for blob in node.tops:
+            if id(blob) not in seen:
+                result["learned" if node.need_backward else "frozen"] += blob.count * blob.data_slot.dtype.itemsize
+            seen.add(id(blob))
+    return result
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------------
+def on_gpu() -> bool:
+    return torch.cuda.is_initialized()
+
+
+def seconds(function: Callable[[], object], times: int = 1) -> float:
+    """Wall time of a call, the mean of so many, with what a GPU still has to do."""
+    if on_gpu():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        function()
+    if on_gpu():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def operations(function: Callable[[], object]) -> dict[str, float]:
+    """The floating-point operations of a call, in convolutions ("conv") and in products of matrices ("sgemm")."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    found = {"conv": 0.0, "sgemm": 0.0}
+    for operator, count in counter.get_flop_counts()["Global"].items():
+        found["conv" if "conv" in str(operator) else "sgemm"] += count
+    return found
+
+
+def rates() -> dict[str, tuple[Callable[[], object], float]]:
+    """What the machine can do: functions, and the operations of each, or bytes read and written.
+
+    A matrix product, a convolution as ResNets have it, and a copy that no cache holds.
+    """
+    kind = torch.device("cuda" if on_gpu() else "cpu")
+    size, a, b = 1024, torch.randn(1024, 1024, device=kind), torch.randn(1024, 1024, device=kind)
+    x = torch.randn(32, 64, 32, 32, device=kind).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(64, 64, 3, 3, device=kind).contiguous(memory_format=torch.channels_last)
+    source = torch.zeros(2**25, device=kind)
+    target = torch.zeros_like(source)
+    return {"sgemm": (lambda: a @ b, 2.0 * size**3), "conv": (lambda: F.conv2d(x, w, padding=1), 2.0 * x.numel() * w[0].numel()),
+            "copy": (lambda: target.copy_(source), 2.0 * source.numel() * source.itemsize)}
+
+
+def measured_rates(turns: int = 5) -> dict[str, float]:
+    """Operations per second, and bytes per second: the median of some turns."""
+    found = {}
+    for name, (function, amount) in rates().items():
+        seconds(function, 3)
+        found[name] = amount / median(seconds(function, 3) for _ in range(turns))
+    return found
+
+
+def floors(work: dict[str, float], moved: float, known: dict[str, float]) -> dict[str, float]:
+    """The least milliseconds for so many operations, and for so many bytes, at the machine's rates."""
+    return {"arithmetic": 1e3 * (work["conv"] / known["conv"] + work["sgemm"] / known["sgemm"]), "memory": 1e3 * moved / known["copy"]}
+
+
+def traffic(net: Any) -> float:
+    """The least bytes an iteration moves: every blob written and read, and so its gradient where there is one."""
+    found = activation_bytes(net)
+    return 4.0 * found["learned"] + 2.0 * found["frozen"]
+
+
+def busy_seconds() -> float | None:
+    """Processor time that everything on this machine has taken since it started; None where /proc does not say."""
+    try:
+        fields = [int(number) for number in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
+    except OSError:
+        return None
+    return (sum(fields[:3]) + sum(fields[5:7])) / os.sysconf("SC_CLK_TCK")
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------------
+Work = Callable[[argparse.Namespace], dict[str, Any]]
+Markdown = Callable[[dict[str, Any]], str]
+
+
+def main(program: str, about: str | None, work: Work, markdown: Markdown, flags: Callable[[argparse.ArgumentParser], None]) -> None:
+    """A benchmark's command line: `work` measures in a process for each thread count, `markdown` shows what all of them found."""
+    name = Path(program).stem
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", help="thread counts (1 and 2; 1 on a GPU)")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--output", type=Path, default=ROOT / f"benchmarks/{name}.json")
+    parser.add_argument("--render", action="store_true", help=f"write benchmarks/{name}.json into docs/performance.md, and measure nothing")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    flags(parser)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(_observed(work, args)))
+    elif args.render:
+        PAGE.write_text(rendered(PAGE.read_text(), name, markdown(json.loads((ROOT / f"benchmarks/{name}.json").read_text()))))
+    else:
+        if args.device == "gpu" and not torch.cuda.is_available():
+            parser.exit(2, f"{name}.py: torch finds no GPU here; leave --device gpu away\n")
+        result = _measured(program, args)
+        args.output.write_text(json.dumps(result) + "\n")
+        print(markdown(result), end="")
+
+
+def _measured(program: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What a process of the program found for each thread count, and under which conditions."""
+    runs = []
+    for threads in args.threads or ([1, 2] if args.device == "cpu" else [1]):
+        progress(f"{Path(program).name}: {args.device}, {threads} thread(s)")
+        done = subprocess.run([sys.executable, program, *sys.argv[1:], "--worker", str(threads)], check=True, stdout=subprocess.PIPE,
+                              env={**os.environ, "OMP_NUM_THREADS": str(threads), "GLOG_minloglevel": "2"})
+        runs.append(json.loads(done.stdout))
+    return {"device": args.device, "wait_policy": os.environ["OMP_WAIT_POLICY"], "date": datetime.now(UTC).date().isoformat(), "runs": runs,
+            **machine(), **environment("torchcaffe", args.device), **commit()}
+
+
+def _observed(work: Work, args: argparse.Namespace) -> dict[str, Any]:
+    """What `work` finds with args.worker threads, the machine's rates, and how many cores other programs kept busy meanwhile."""
+    caffe.set_threads(args.worker)
+    if args.device == "gpu":
+        caffe.set_mode_gpu()
+        torch.cuda.init()
+    before, own, start = busy_seconds(), sum(os.times()[:4]), time.perf_counter()
+    found = {"threads": args.worker, "rates": measured_rates(), **work(args)}
+    after = busy_seconds()
+    if before is not None and after is not None:
+        found["other_cores"] = (after - before - (sum(os.times()[:4]) - own)) / (time.perf_counter() - start)
+    return found
+
+
+def rendered(page: str, name: str, tables: str) -> str:
+    """The page with a program's tables between its two marks."""
+    begin, end = f"<!-- written by benchmarks/{name}.py -->", "<!-- end -->"
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{tables}{end}{rest.split(end, 1)[1]}"
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------------
+def table(*rows: list[str]) -> str:
+    """Rows of cells, the first of them the head, as a Markdown table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
+def spread(values: list[float], digits: str) -> str:
+    """Median and quartiles."""
+    low, _, high = quantiles(values, n=4)
+    return f"{median(values):{digits}} ({low:{digits}} to {high:{digits}})"
+
+
+def verdict(met: bool, shown: str) -> str:
+    return f"{shown}: {'met' if met else 'missed'}"
+
+
+def rate_table(result: dict[str, Any]) -> str:
+    """The rates that floors are made of."""
+    head = ["threads", "sgemm, 1024 x 1024", "64-channel 3x3 convolution, 32 images of 32x32", "copy, read and written"]
+    return table(head, *([str(run["threads"]), f"{run['rates']['sgemm'] / 1e9:.0f} GFLOP/s", f"{run['rates']['conv'] / 1e9:.0f} GFLOP/s",
+                          f"{run['rates']['copy'] / 1e9:.1f} GB/s"] for run in result["runs"]))
+
+
+def evidence(result: dict[str, Any], how: str) -> str:
+    """Machine, versions and date, how it was measured, and what may have disturbed the figures."""
+    where = "{gpu}" if result["device"] == "gpu" else "{cpu}, {cores} cores, {instructions}"
+    text = (f"{{machine}}, {where}; Python {{python}}, torch {{torch}}, {{engine}}, commit {{commit:.7}}, {{date}}; {how}.\n"
+            ).format_map({**result, "commit": str(result["commit"])})
+    warnings = [f"On {run['threads']} thread(s) other programs kept {run['other_cores']:.2f} cores busy: measure again on a quiet machine."
+                for run in result["runs"] if run.get("other_cores", 0) > 0.1]
+    if result["wait_policy"].lower() != "passive":
+        warnings.append(f"OMP_WAIT_POLICY was {result['wait_policy']}, not passive.")
+    if result["dirty"]:
+        warnings.append("The sources differed from the commit.")
+    return "\n".join([text, *(f"**{warning}**\n" for warning in warnings)])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from torchcaffe import glog
 from torchcaffe.data.images import KEEP_BYTES
 from torchcaffe.layers.data import Data
 from torchcaffe.step import Program
@@ -39,6 +40,7 @@ class Replay:
         self.cursors = [0] * len(self.layers)
         self.fed: list[list[Fed]] = [[{} for _ in programs] for _ in range(passes)]
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.can_record = self.device.type == "cuda"
         self.result: Tensor | None = None
 
     def _room(self) -> int:
@@ -49,11 +51,11 @@ class Replay:
         """Do the work once.  The tensor that is returned is overwritten by the next call."""
         self._feed()
         self._set_clocks()
-        if self.device.type != "cuda":
-            self.result = self._run()
-        elif self.graph is None:
+        if self.graph is None and self.can_record:
             self._record()
-        if self.graph is not None:
+        if self.graph is None:
+            self.result = self._run()
+        else:
             with torch.cuda.device(self.device):
                 self.graph.replay()
         self._count()
@@ -95,7 +97,7 @@ class Replay:
                 layer.clock = None
 
     def _record(self) -> None:
-        """Warm up, take back what that changed, and record."""
+        """Warm up, take back what that changed, and record; or find that it cannot be recorded, and say so."""
         with torch.cuda.device(self.device):
             self._record_here()
 
@@ -109,11 +111,17 @@ class Replay:
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.result = self._run()
+        try:
+            with torch.cuda.graph(graph):
+                self.result = self._run()
+            self.graph = graph
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:                       # an operation of a Python layer, say, that waits for its result
+            self.can_record = False
+            glog.warning(f"{self.programs[0].net.source} is not replayed: {str(error).splitlines()[0]}", "capture.py:1")
         for tensor, value in zip(state, kept, strict=True):
             tensor.copy_(value)
-        self.graph = graph
 
 
 def why_not(program: Program) -> str | None:

@@ -1,8 +1,7 @@
 """Passes from device memory alone give the numbers of passes that the host leads; on a CPU the same functions run, unrecorded."""
 from __future__ import annotations
 
-from contextlib import nullcontext
-from types import SimpleNamespace
+from contextlib import contextmanager, nullcontext
 
 import h5py
 import numpy as np
@@ -153,7 +152,14 @@ def test_nothing_in_a_recorded_pass_waits_for_the_device(tmp_path, images, which
     assert watch.waited == []
 
 
-def test_recording_leaves_no_trace(tmp_path, images, monkeypatch):
+@contextmanager
+def refused(graph):
+    yield
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+@pytest.mark.parametrize("record", [nullcontext, refused])
+def test_recording_leaves_no_trace(tmp_path, images, monkeypatch, record, capfd):
     """With a graph that runs its passes again: warming up and recording change nothing, and every replay is one iteration."""
     class Graph:
         def replay(self):
@@ -163,15 +169,16 @@ def test_recording_leaves_no_trace(tmp_path, images, monkeypatch):
         def wait_stream(self, other):
             pass
 
-    stubs = {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": nullcontext,
+    stubs = {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": record,
              "device": nullcontext}
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
     path = write_solver(tmp_path, (tmp_path / "net.prototxt").read_text(), iter_size=2, base_lr=0.1)
     plain, recorded = train(path, True, (0,)), train(path, True, (0,))
     replay = recorded._replayed(recorded.net)
-    replay.device = SimpleNamespace(type="cuda")
+    replay.can_record = True
     for solver in (plain, recorded):
         solver.step(4)
-    assert isinstance(replay.graph, Graph) and differences(plain, recorded) == 0
+    assert (replay.graph is not None) == (record is nullcontext) and differences(plain, recorded) == 0
+    assert ("is not replayed: operation not permitted when stream is capturing\n" in capfd.readouterr().err) == (record is refused)
     assert [layer.cursor for layer in plain.net.layers] == [layer.cursor for layer in recorded.net.layers]

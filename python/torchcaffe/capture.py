@@ -18,7 +18,7 @@ from torchcaffe.step import Program
 
 Fed = dict[str, Tensor]                                 # tops that the host provides, by name
 Work = Callable[[list[list[Fed]]], Tensor | None]
-WARM_UP = 3                                             # passes before the recording, in which libraries choose and allocate
+WARM_UP = 3                                             # times the work is done before the recording, while libraries choose and allocate
 
 
 class Replay:

@@ -54,7 +54,7 @@ class Compiled(Program):
     def __init__(self, net: Net, at_rest: Set[int]):
         check_compiler()
         super().__init__(net, at_rest)
-        self._left = Shown([])
+        self._left = Shown([], self.compute)
         self._functions: dict[tuple[Any, ...], Callable[..., Results]] = {}
         self._results: Results | None = None                # loss, gradients and outputs of the last pass, if it was compiled
         self._present: list[int] = []                       # the positions in graph.learnable that have a gradient

@@ -74,7 +74,6 @@ class Operation:
             del tops[self.overwrites]
         tops.update(zip(self.tops, [result] if isinstance(result, Tensor) else result, strict=True))
 
-
     @property
     def is_repeatable(self) -> bool:
         """Whether it gives the same again for the same bottoms, also after an update."""
@@ -87,8 +86,9 @@ class Operation:
 class Pass(dict[str, Tensor]):
     """The tops of a pass by name.  Those that were let go of are computed again when somebody asks for them."""
 
-    def __init__(self, operations: list[Operation]):
+    def __init__(self, operations: list[Operation], compute: Callable[[Operation, list[Tensor]], Tops]):
         super().__init__()
+        self._compute = compute
         makers: dict[object, list[Operation]] = {}          # several where layers work in place
         for op in operations:
             for name in op.tops:
@@ -101,7 +101,7 @@ class Pass(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         with torch.no_grad():
             for op in self._makers[name]:
-                op.store(op.run(*(self[bottom] for bottom in op.bottoms)), self)
+                op.store(self._compute(op, [self[bottom] for bottom in op.bottoms]), self)
         return self[name]
 
     def could_again(self, name: str) -> bool:
@@ -128,7 +128,7 @@ class Program:
                 check_differentiable(net.graph)
         planned = _plan(net.graph, at_rest)
         self.operations = [op for op in planned if not op.is_idle]
-        self.tops = Pass(planned)
+        self.tops = Pass(planned, self.compute)
         readers = {name: op for op in self.operations for name in op.bottoms}         # the last of each
         for name, op in readers.items():
             if self.tops.could_again(name) and name not in op.tops and name != op.overwrites:
@@ -169,7 +169,7 @@ class Program:
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
             kept = {op.overwrites: tops[op.overwrites].clone()} if op.overwrites in held else {}
             with nullcontext() if op.learns else torch.no_grad():
-                op.store(self._run(op, bottoms), tops)
+                op.store(self.compute(op, bottoms), tops)
             for name, weight in zip(op.tops, op.nodes[-1].loss_weights, strict=True):
                 if weight:
                     term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
@@ -182,7 +182,7 @@ class Program:
             self.show()
         return loss
 
-    def _run(self, op: Operation, bottoms: list[Tensor]) -> Tops:
+    def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops:
         """The tops of an operation in the net's precision."""
         if self.net.context.precision != "bf16":
             return op.run(*bottoms)

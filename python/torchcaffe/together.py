@@ -34,7 +34,8 @@ AXES = {"InnerProduct": "inner_product_param", "Softmax": "softmax_param", "Conc
 class Together:
     """Solvers in step with each other.
 
-    Raises CaffeError where a solver cannot run whole iterations (`fast`), has callbacks, lives elsewhere or has another iter_size.
+    Raises CaffeError where a solver cannot run whole iterations (`fast`), has callbacks, or differs from the first in device, number
+    type, precision or iter_size.
     shared    of each solver the operations that run once for all, in the same order
     turn      turn(number) surrounds what that solver does alone: its tests, displays and snapshots, whose lines may go to a log of its own
     """
@@ -97,7 +98,7 @@ class Together:
                 for name in op.bottoms:
                     if name not in wide:
                         wide[name] = torch.cat([tops[self._names[number][name]] for number, tops in enumerate(known)])
-                op.store(op.run(*(wide[name] for name in op.bottoms)), wide)
+                op.store(self.programs[0].compute(op, [wide[name] for name in op.bottoms]), wide)
         for op in self.shared[0]:
             for name in wide.keys() & op.tops:
                 for tops, part, names in zip(known, wide[name].chunk(len(known)), self._names, strict=True):
@@ -147,9 +148,10 @@ def _program(solver: Solver, first: Solver) -> Program:
                          "the log for why a net cannot")
     if solver._callbacks:
         raise CaffeError(f"{solver.source}: a solver with callbacks cannot train together with others")
-    mine, others = (solver.net.context.device, solver.net.context.dtype), (first.net.context.device, first.net.context.dtype)
-    if mine != others or solver.param.iter_size != first.param.iter_size:
-        raise CaffeError(f"{solver.source}: differs from {first.source} in device, number type or iter_size, so they cannot train together")
+    mine, others = ((s.net.context.device, s.net.context.dtype, s.net.context.precision, s.param.iter_size) for s in (solver, first))
+    if mine != others:
+        raise CaffeError(f"{solver.source}: differs from {first.source} in device, number type, precision or iter_size, so they cannot "
+                         "train together")
     return program
 
 

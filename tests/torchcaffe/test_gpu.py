@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 TEACHER = """
 layer { name: "t" type: "Convolution" bottom: "data" top: "t" param { lr_mult: 0 decay_mult: 0 }
   convolution_param { num_output: 6 kernel_size: 3 bias_term: false weight_filler { type: "constant" value: 0.1 } } }
-layer { name: "t_bn" type: "BatchNorm" bottom: "t" top: "t" batch_norm_param { use_global_stats: true eps: 1 } }
+layer { name: "t_bn" type: "BatchNorm" bottom: "t" top: "t" param { lr_mult: 0 decay_mult: 0 } param { lr_mult: 0 decay_mult: 0 }
+  param { lr_mult: 0 decay_mult: 0 } batch_norm_param { use_global_stats: true eps: 1 } }
 layer { name: "t_scale" type: "Scale" bottom: "t" top: "t" param { lr_mult: 0 decay_mult: 0 } param { lr_mult: 0 decay_mult: 0 }
   scale_param { bias_term: true } }
 layer { name: "t_pool" type: "Pooling" bottom: "t" top: "t_pool" pooling_param { pool: AVE global_pooling: true } }

@@ -4,14 +4,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,108 +18,17 @@ import pytest
 import tiny
 import torchcaffe
 from hintkd import runner as runner_module
-from hintkd.backend import engine, read_net, read_solver, read_weights, write_weights
+from hintkd.backend import read_net, read_solver, read_weights, write_weights
 from hintkd.errors import UserError
 from hintkd.estimate import estimate, makespan
 from hintkd.executor import Interpreter, LocalExecutor
-from hintkd.keys import Setting
-from hintkd.runner import Plan, Runner, Task, publish_weights, ranks
+from hintkd.runner import Plan, Runner, publish_weights, ranks
 from hintkd.stages import Stage, Weights
+from running import Immediate, Watcher, chain, interpreter, run, setting, weights_of
 
+pytestmark = pytest.mark.usefixtures("workspace")
 HERE = Path(__file__).parent
 PYTHON = Path(runner_module.__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for the module, so that its stage programs can stay."""
-    folder = tmp_path_factory.mktemp("workspace")
-    tiny.write_data(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def workspace(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(place)
-    yield place
-    shutil.rmtree("runs", ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def executor() -> Iterator[LocalExecutor]:
-    """One for the module: starting stage programs takes seconds."""
-    with LocalExecutor(2) as pool:
-        yield pool
-
-
-class Watcher:
-    """Notes what a runner says."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str]] = []
-
-    def begin(self, tasks: list[Task]) -> None:
-        self.events.append(("begin", str(len(tasks))))
-
-    def started(self, task: Task) -> None:
-        self.events.append(("started", task.stage.title))
-
-    def finished(self, task: Task) -> None:
-        self.events.append(("finished", task.stage.title))
-
-    def failed(self, task: Task, sentence: str) -> None:
-        self.events.append(("failed", task.stage.title))
-
-    def tick(self) -> None:
-        pass
-
-
-def setting(**changes: Any) -> Setting:
-    return replace(Setting("torchcaffe", engine("torchcaffe")), **changes)
-
-
-def interpreter() -> Interpreter:
-    return Interpreter(sys.executable, str(Path.cwd()))
-
-
-def run(stages: list[Stage], executor: Any, slots: int = 2, together: int = 1, **more: Any) -> tuple[Plan, Runner, Watcher]:
-    plan, watcher = Plan(stages, setting(together=together)), Watcher()
-    runner = Runner(executor, slots, interpreter(), watcher, **more)
-    runner.run(plan)
-    return plan, runner, watcher
-
-
-def weights_of(task: Task) -> dict[str, list[np.ndarray]]:
-    return dict(read_weights(task.weights))
-
-
-class Immediate:
-    """An executor that runs nothing: each stage ends at once, with a result and a snapshot that hold its title."""
-
-    def __init__(self, failing: str = "") -> None:
-        self.failing, self.order = failing, []
-
-    def submit(self, function: Any, folders: list[str], interpreter: Interpreter) -> Future:
-        future: Future = Future()
-        stages = [json.loads(Path(folder, "stage.json").read_text()) for folder in folders]
-        assert all(stage["group"] == [each["key"] for each in stages] for stage in stages)
-        self.order.append("+".join(stage["title"] for stage in stages))
-        if self.failing in [stage["title"] for stage in stages]:
-            future.set_exception(UserError("it diverged"))
-            return future
-        for folder in folders:
-            write_weights(Path(folder) / "end.caffemodel", [("hidden", [np.zeros(3, np.float32)])])
-            Path(folder, "result.json").write_text(json.dumps({"weights": "end.caffemodel", "wall_s": 1.0}))
-        future.set_result(None)
-        return future
-
-
-def chain(*titles: str, seed: int = 1) -> list[Stage]:
-    """Stages that each start from the one before."""
-    stages: list[Stage] = []
-    for title in titles:
-        stages.append(Stage(title, tiny.net(), tiny.solver(seed), weights_in=(Weights(stages[-1]),) if stages else ()))
-    return stages
 
 
 def test_sources_run_first_and_the_longest_chain_goes_first() -> None:
@@ -156,59 +62,6 @@ def test_an_error_that_is_nobodys_fault_is_not_swallowed() -> None:
             return future
     with pytest.raises(ZeroDivisionError):
         run(chain("a"), Broken())
-
-
-def second_stages() -> list[Stage]:
-    """A first stage, and four of one kind that start from it: s2, s3, s4 and s5."""
-    first = Stage("first", tiny.net(), tiny.solver(iterations=20))
-    return [first, *(Stage(f"s{seed}", tiny.net(), tiny.solver(seed), weights_in=(Weights(first, layers=("hidden",)),))
-                     for seed in (2, 3, 4, 5))]
-
-
-def test_stages_of_one_kind_train_together() -> None:
-    executor = Immediate()
-    wide = Stage("wide", tiny.net(hidden=8), tiny.solver(2))
-    _, _, watcher = run([*second_stages(), wide], executor, slots=1, together=3)
-    assert sorted(executor.order) == ["first", "s2+s3+s4", "s5", "wide"]
-    assert sorted(what for what, _ in watcher.events) == ["begin", *["finished"] * 6, *["started"] * 6]
-
-
-def test_a_begun_group_stays_together_and_one_that_cannot_is_made_anew() -> None:
-    stages = second_stages()
-    plan = Plan(stages, setting(together=2))
-    first, *tasks = (plan.task(stage) for stage in stages)
-    ready = [task.key for task in reversed(tasks)]
-
-    def begin(*group: Task) -> None:
-        for task in group:
-            task.folder.mkdir(parents=True, exist_ok=True)
-            (task.folder / "progress.json").write_text(json.dumps({"group": [each.key for each in group]}))
-    assert plan.group(tasks[0], ready) == tasks[:2]
-    begin(tasks[0], tasks[2])
-    assert plan.group(tasks[2], ready) == [tasks[0], tasks[2]] and plan.group(tasks[1], ready) == [tasks[1], tasks[3]]
-    assert plan.group(tasks[2], ready[:3]) == [tasks[1], tasks[2]]
-    begin(tasks[1])
-    assert plan.group(tasks[1], ready) == [tasks[1]] and plan.group(tasks[3], ready) == [tasks[3]]
-    assert plan.group(first, [first.key]) == [first]
-
-
-def test_a_failed_group_fails_all_of_its_stages() -> None:
-    _, runner, _ = run(second_stages(), Immediate(failing="s3"), together=3)
-    assert list(runner.failures.values()) == ["it diverged"] * 3
-
-
-def test_a_stage_without_its_weights_leaves_its_group() -> None:
-    stages = second_stages()
-    stages[2] = Stage("bad", tiny.net(), tiny.solver(3), weights_in=(Weights(stages[0], layers=("nowhere",)),))
-    executor = Immediate()
-    _, runner, _ = run(stages, executor, slots=1, together=3)
-    assert executor.order == ["first", "s2+s4+s5"] and len(runner.failures) == 1
-
-
-def test_the_stage_program_trains_a_group(executor: LocalExecutor) -> None:
-    plan, runner, _ = run(second_stages(), executor, together=4)
-    assert not runner.failures and all(task.is_finished for task in plan.tasks.values())
-    assert [task.result()["together"] for task in plan.tasks.values()] == [1, 4, 4, 4, 4]
 
 
 def test_a_folder_says_all_that_a_caffe_needs() -> None:

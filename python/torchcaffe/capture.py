@@ -52,7 +52,8 @@ class Replay:
         self._feed()
         self._set_clocks()
         if self.graph is None and self.can_record:
-            self._record()
+            with torch.cuda.device(self.device):
+                self._record()
         if self.graph is None:
             self.result = self._run()
         else:
@@ -98,10 +99,6 @@ class Replay:
 
     def _record(self) -> None:
         """Warm up, take back what that changed, and record; or find that it cannot be recorded, and say so."""
-        with torch.cuda.device(self.device):
-            self._record_here()
-
-    def _record_here(self) -> None:
         state = [*self.state, *self.clocks, *(tensor for layer in self.layers for tensor in layer.state)]
         kept = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()

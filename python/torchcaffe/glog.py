@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+
+from torch import Tensor
 
 INFO, WARNING, ERROR = range(3)
 
@@ -53,6 +55,15 @@ def _write(severity: int, message: str, source: str) -> None:
 def info(message: str, source: str = "solver.cpp:0") -> None:
     """One line of what happens; `source` is the file and line of Caffe that prints it."""
     _write(INFO, message, source)
+
+
+def outputs(what: str, values: Mapping[str, Tensor], loss_weights: Mapping[str, float], source: str) -> None:
+    """A net's outputs, every element of each on a line of its own, numbered throughout; `what` net, "Train" or "Test"."""
+    elements = [(name, value) for name, tensor in values.items() for value in tensor.reshape(-1).tolist()]
+    for number, (name, value) in enumerate(elements):
+        weight = loss_weights[name]
+        note = f" (* {weight:g} = {weight * value:g} loss)" if weight else ""
+        info(f"    {what} net output #{number}: {name} = {value:g}{note}", source)
 
 
 def log(message: str) -> None:

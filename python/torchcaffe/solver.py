@@ -87,7 +87,7 @@ class Solver:
         """Train for `iterations` updates, testing, displaying and snapshotting as the prototxt says."""
         stop = self.iter + iterations
         self._begin()
-        while self.iter < stop and self._request != "stop":
+        while self.iter < stop and not self.is_stopped:
             self._test_if_due()
             self._iterate()
             self._snapshot_if_due()
@@ -149,17 +149,21 @@ class Solver:
 
     def solve(self, resume_file: str | Path | None = None) -> None:
         """Train to max_iter, from a .solverstate if given, with Caffe's end of a run by the root: snapshot, last loss, last test."""
-        p = self.param
         glog.info(f"Solving {self.net.name}")
-        glog.info(f"Learning Rate Policy: {p.lr_policy}")
+        glog.info(f"Learning Rate Policy: {self.param.lr_policy}")
         if resume_file is not None:
             self.restore(resume_file)
-        self.step(p.max_iter - self.iter)
+        self.step(self.param.max_iter - self.iter)
+        self._end()
+
+    def _end(self) -> None:
+        """After the last iteration, or the one at which somebody asked to stop."""
+        p = self.param
         if not self.root:
             return
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot != 0):
             self.snapshot()
-        if self._request == "stop":
+        if self.is_stopped:
             glog.info("Optimization stopped early.")
             return
         if p.display and self.iter % p.display == 0:
@@ -172,6 +176,11 @@ class Solver:
     def request(self, action: str) -> None:
         """Ask a running step() to "stop" after its iteration, or to take a "snapshot"; safe from a signal handler."""
         self._request = action
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the last step() was asked to stop, or a running one is."""
+        return self._request == "stop"
 
     def add_callback(self, on_start: Hook | parallel.NCCL, on_gradients_ready: Hook | None = None) -> None:
         """Call the first before each iteration and the second between backward and update; an NCCL has both."""
@@ -338,7 +347,7 @@ class Solver:
             totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
         if self.param.test_compute_loss:
             glog.info(f"Test loss: {total_loss / batches:g}", "solver.cpp:390")
-        self._log_outputs("Test", net, [t / batches for t in totals], "solver.cpp:397")
+        glog.outputs("Test", dict(zip(net.outputs, (t / batches for t in totals), strict=True)), net.blob_loss_weights, "solver.cpp:397")
 
     def _is_displayed(self) -> bool:
         return self.root and bool(self.param.display) and self.iter % self.param.display == 0
@@ -352,16 +361,8 @@ class Solver:
         glog.info(f"Iteration {self.iter} ({per_second:g} iter/s, {now - then:g}s/{self.param.display} iters), "
                  f"loss = {self._smoothed_loss():g}", "solver.cpp:218")
         self._display_mark = (now, self.iter)
-        self._log_outputs("Train", self.net, [self.net.blobs[n].data_slot.value() for n in self.net.outputs], "solver.cpp:237")
-
-    def _log_outputs(self, what: str, net: Net, values: list[Tensor], where: str) -> None:
-        """Every element of every output on a line of its own, numbered throughout."""
-        number, weights = 0, net.blob_loss_weights
-        for name, tensor in zip(net.outputs, values, strict=True):
-            for value in tensor.reshape(-1).tolist():
-                note = f" (* {weights[name]:g} = {weights[name] * value:g} loss)" if weights[name] else ""
-                glog.info(f"    {what} net output #{number}: {name} = {value:g}{note}", where)
-                number += 1
+        outputs = {name: self.net.blobs[name].data_slot.value() for name in self.net.outputs}
+        glog.outputs("Train", outputs, self.net.blob_loss_weights, "solver.cpp:237")
 
     def _smoothed_loss(self) -> float:
         """The mean over the last average_loss iterations of this step() call."""
@@ -390,19 +391,12 @@ class Solver:
         snapshot cannot be continued exactly.
         """
         state = formats.read_state(state_file)
-        count = sum(len(slot) for slot in self.histories)
-        if len(state.history) != count:
-            raise CaffeError(f"{state_file}: {len(state.history)} history blobs, but {self.source} needs {count}; "
-                             "it belongs to another net or solver")
+        self.updater.check(state.history, str(state_file))
         if state.learned_net:
             recorded, beside = Path(state.learned_net), Path(state_file).parent / Path(state.learned_net).name
             self.net.copy_from(recorded if os.path.exists(recorded) else beside)         # which takes names too long for a file, too
-        for target, array in zip([h for slot in self.histories for h in slot], state.history, strict=True):
-            if tuple(target.shape) != array.shape and target.numel() != array.size:
-                raise CaffeError(f"{state_file}: a history blob has shape {array.shape}, but {tuple(target.shape)} is needed")
-            target.copy_(torch.from_numpy(array).reshape(target.shape))
+        self.updater.restore(state.history)
         self.iter, self.current_step = state.iter, state.current_step
-        self.updater.restored()
         self._programs.clear()
         self._replays.clear()
         if self.exact:

@@ -53,11 +53,15 @@ class Together:
         self.streams = [torch.cuda.Stream(self.device) for _ in solvers] if self.device.type == "cuda" else []
 
     def step(self, iterations: int) -> None:
-        """Train each solver for so many updates; each tests, displays and snapshots as its prototxt says."""
+        """Train each solver for so many updates, or until one is asked to stop; each tests, displays and snapshots as its prototxt says."""
         for number, solver in enumerate(self.solvers):
             with self.turn(number):
                 solver._begin(on_device=self.replay is not None)
         for _ in range(iterations):
+            if any(solver.is_stopped for solver in self.solvers):
+                for solver in self.solvers:
+                    solver.request("stop")
+                break
             for number, solver in enumerate(self.solvers):
                 with self.turn(number):
                     solver._test_if_due()
@@ -131,13 +135,13 @@ class Together:
 
 
 def solve_together(solvers: Sequence[Solver]) -> None:
-    """Train all solvers to their max_iter, which is one for all; each ends as solve() ends."""
+    """Train all solvers to their max_iter, which is one for all, or until one is asked to stop; each ends as solve() ends."""
     ends = {solver.param.max_iter - solver.iter for solver in solvers}
     if len(ends) > 1:
         raise CaffeError(f"solvers that train together have as many iterations before them, not {' and '.join(map(str, sorted(ends)))}")
     Together(solvers).step(max(*ends, 0))
     for solver in solvers:
-        solver.solve()
+        solver._end()
 
 
 def _program(solver: Solver, first: Solver) -> Program:

@@ -157,8 +157,19 @@ class Updater:
         self.moving = self._moving()
         self.groups: list[Group] = []
 
-    def restored(self) -> None:
-        """The histories have been written: what rested may move now."""
+    def check(self, history: Sequence[np.ndarray], source: str) -> None:
+        """Raise CaffeError if the histories of the solver state `source` are another net's or solver's."""
+        targets = [tensor for slot in self.histories for tensor in slot]
+        if len(history) != len(targets):
+            raise CaffeError(f"{source}: {len(history)} history blobs, but {len(targets)} are needed; it belongs to another net or solver")
+        for target, array in zip(targets, history, strict=True):
+            if tuple(target.shape) != array.shape and target.numel() != array.size:
+                raise CaffeError(f"{source}: a history blob has shape {array.shape}, but {tuple(target.shape)} is needed")
+
+    def restore(self, history: Sequence[np.ndarray]) -> None:
+        """Take histories that check() has passed; what rested may move now."""
+        for target, array in zip([tensor for slot in self.histories for tensor in slot], history, strict=True):
+            target.copy_(torch.from_numpy(array).reshape(target.shape))
         self.moving = self._moving()
 
     def _moving(self) -> dict[tuple[float, float], list[int]]:

@@ -118,6 +118,15 @@ def test_solve_together_ends_as_solve_does(made):
         assert [name for name, _ in formats.read_weights(f"{solver.param.snapshot_prefix}_iter_5.caffemodel")]
 
 
+def test_a_group_stops_when_one_of_it_is_asked_to(made, capsys):
+    solvers = [made(teacher() + student(), seed, max_iter=5) for seed in (1, 2)]
+    seen = solvers[1]._count
+    solvers[1]._count = lambda loss: (seen(loss), solvers[1].request("stop"))
+    solve_together(solvers)
+    assert [solver.iter for solver in solvers] == [1, 1]
+    assert capsys.readouterr().err.count("Optimization stopped early.") == 2
+
+
 def test_solvers_that_cannot_train_together(made, tmp_path):
     first = made(teacher() + student(), 1)
     slow, called, other, ahead = (made(teacher() + student(), 2, **({"iter_size": 2} if i == 2 else {})) for i in range(4))

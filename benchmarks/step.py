@@ -52,8 +52,8 @@ SHARE_BAR, DATA_BAR = 0.55, 0.05
 
 
 # -- the ways ----------------------------------------------------------------------------------------------------------------
-def ways(name: str, folder: Path, wanted: list[str]) -> dict[str, Callable[[], float]]:
-    """For each way wanted a function that trains for one iteration and returns its seconds, each with a net of its own."""
+def ways(name: str, folder: Path, wanted: list[str]) -> dict[str, Callable[[int], float]]:
+    """For each way wanted a function that trains for so many iterations and returns the seconds of one, each with a net of its own."""
     student, teacher = NETS[name]
     message = common.net_message(student, teacher)
     images, labels = common.records()
@@ -75,22 +75,35 @@ def ways(name: str, folder: Path, wanted: list[str]) -> dict[str, Callable[[], f
 
     first = caffe_step(fast=True)
     check, loss = by_hand(), nets.KD_LOSS if teacher else "loss"
-    made: dict[str, Callable[[], object]] = {}
-    made["hand"] = by_hand()
+    made: dict[str, Callable[[int], object]] = {}
+    made["hand"] = repeated(by_hand())
     if "hand-compiled" in wanted:
-        made["hand-compiled"] = by_hand(compiled=True)
+        made["hand-compiled"] = repeated(by_hand(compiled=True))
     for _ in range(3):
         first.step(1)
         np.testing.assert_allclose(first.net.blobs[loss].data.item(), check().item(), rtol=1e-3)      # it is the same net
-    for way, settings in {"step": (True, False), "compiled": (True, True), "layers": (False, False)}.items():
+    for way, compiled in {"step": False, "compiled": True}.items():
         if way in wanted:
-            made[way] = partial(caffe_step(*settings).step, 1)
+            made[way] = caffe_step(fast=True, compiled=compiled).step           # as the training programs call it
+    if "layers" in wanted:
+        made["layers"] = repeated(partial(caffe_step(fast=False).step, 1))      # as scripts do
     if "looked" in wanted:
-        made["looked"] = looking(caffe_step(fast=False))
-    timed: dict[str, Callable[[], float]] = {way: partial(seconds, function) for way, function in made.items()}
+        made["looked"] = repeated(looking(caffe_step(fast=False)))
+    timed: dict[str, Callable[[int], float]] = {way: partial(seconds_of_one, function) for way, function in made.items()}
     if "caffe" in wanted:
         timed["caffe"] = real_caffe(folder, images, labels)
     return {way: timed[way] for way in WAYS if way in timed}
+
+
+def repeated(function: Callable[[], object]) -> Callable[[int], None]:
+    def repeat(times: int) -> None:
+        for _ in range(times):
+            function()
+    return repeat
+
+
+def seconds_of_one(function: Callable[[int], object], times: int) -> float:
+    return seconds(lambda: function(times)) / times
 
 
 def looking(trained: Any) -> Callable[[], None]:
@@ -101,8 +114,8 @@ def looking(trained: Any) -> Callable[[], None]:
     return look
 
 
-def real_caffe(folder: Path, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
-    """An iteration of the folder's solver by the interpreter's own caffe."""
+def real_caffe(folder: Path, images: np.ndarray, labels: np.ndarray) -> Callable[[int], float]:
+    """Iterations of the folder's solver by the interpreter's own caffe."""
     np.save(folder / "images.npy", images)
     np.save(folder / "labels.npy", labels)
     child = subprocess.Popen([sys.executable, ROOT / "benchmarks/real_caffe.py", *(folder / f for f in ("solver.prototxt", "images.npy",
@@ -110,11 +123,14 @@ def real_caffe(folder: Path, images: np.ndarray, labels: np.ndarray) -> Callable
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
                              env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])})
 
-    def ask() -> float:
+    def ask(times: int) -> float:
         assert child.stdin and child.stdout
-        child.stdin.write("\n")
-        child.stdin.flush()
-        return float(child.stdout.readline())
+        total = 0.0
+        for _ in range(times):
+            child.stdin.write("\n")
+            child.stdin.flush()
+            total += float(child.stdout.readline())
+        return total / times
     assert child.stdout
     while child.stdout.readline() != "ready\n":              # Caffe may print something first
         if child.poll() is not None:
@@ -142,16 +158,16 @@ def measure_net(name: str, wanted: list[str], pairs: int) -> dict[str, Any]:
         functions = ways(name, Path(folder), wanted)
         for way, function in functions.items():
             common.progress(f"  {TITLES[name]}: {WAYS[way]}")
-            _ = function(), function(), function()
+            function(3)
         net = common.solver(common.net_message(*NETS[name]), Path(folder)).net
-        moved, work = common.traffic(net), common.operations(functions["hand"])
+        moved, work = common.traffic(net), common.operations(lambda: functions["hand"](1))
         known = {rate: found for rate, found in common.rates().items() if rate != "copy"}
         order, ms, measured = list(functions), {way: list[float]() for way in functions}, {rate: list[float]() for rate in known}
         times = ITERATIONS.get(name, 2)
         for turn in range(pairs):
             order.append(order.pop(0))                       # another one comes first each time
             for way in order:
-                ms[way].append(1e3 * sum(functions[way]() for _ in range(times)) / times)
+                ms[way].append(1e3 * functions[way](times))
             for rate, (function, amount) in known.items():
                 measured[rate].append(amount / seconds(function, times=3))
             if turn % 10 == 9:

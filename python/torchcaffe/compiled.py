@@ -15,7 +15,8 @@ from torch import Tensor
 
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import Net
-from torchcaffe.step import Operation, Pass, Program
+from torchcaffe.operations import Operation
+from torchcaffe.step import Pass, Program
 
 Results = tuple[Tensor, ...]
 

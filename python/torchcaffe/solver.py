@@ -21,8 +21,9 @@ from torchcaffe.build import Learnable
 from torchcaffe.capture import Fed, Replay
 from torchcaffe.errors import CaffeError
 from torchcaffe.net import Net
+from torchcaffe.operations import Operation
 from torchcaffe.proto import caffe_pb2, prototxt
-from torchcaffe.step import Operation, Program, why_not
+from torchcaffe.step import Program, why_not
 
 Hook = Callable[[], object]
 

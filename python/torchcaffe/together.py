@@ -20,9 +20,10 @@ from torchcaffe.errors import CaffeError
 from torchcaffe.folding import is_plain_scale
 from torchcaffe.layers.base import Layer
 from torchcaffe.layers.norm import BatchNorm
+from torchcaffe.operations import Operation, rests
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.solver import Solver
-from torchcaffe.step import Operation, Program, rests
+from torchcaffe.step import Program
 
 # Types whose result for an item depends on that item alone, as long as nothing is drawn; BatchNorm is one with stored statistics.
 ITEMWISE = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "ReLU", "ELU", "Sigmoid", "TanH", "AbsVal",

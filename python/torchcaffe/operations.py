@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaffe.build import Graph, Node
-from torchcaffe.folding import Folded, foldable, is_plain_relu, is_plain_scale
+from torchcaffe.folding import Folded, FoldedSum, foldable, is_plain_relu, is_plain_scale
 from torchcaffe.layers.arithmetic import Eltwise
 from torchcaffe.layers.neuron import Power
 from torchcaffe.layers.norm import BatchNorm
@@ -37,20 +37,20 @@ class Operation:
     tops: list[str]
     nodes: list[Node]
     learns: bool
-    overwrites: str = ""               # the bottom whose memory the top takes
+    overwrites: Set[str] = frozenset() # all names of the bottom whose memory the top takes
     is_idle: bool = False              # others compute without its tops, which matter only to somebody who looks
     releases: list[str] = field(default_factory=list)        # bottoms that nothing reads afterwards and that can be computed again
 
     def store(self, result: Tops, tops: dict[str, Tensor]) -> None:
         """Put a result under the tops' names; what it has overwritten is gone."""
-        if self.overwrites:
-            del tops[self.overwrites]
+        for name in self.overwrites:
+            tops.pop(name, None)
         tops.update(zip(self.tops, [result] if isinstance(result, Tensor) else result, strict=True))
 
     @property
     def is_repeatable(self) -> bool:
         """Whether it gives the same again for the same bottoms, also after an update."""
-        at_rest = isinstance(self.run, Folded) or not any(node.layer.blobs for node in self.nodes)
+        at_rest = isinstance(self.run, Folded | FoldedSum) or not any(node.layer.blobs for node in self.nodes)
         pure = not any(layer.ticks or layer.needs_host or layer.state or isinstance(layer, PythonLayer)
                        for layer in (node.layer for node in self.nodes))
         return at_rest and pure and bool(self.bottoms)
@@ -94,9 +94,9 @@ def plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
         operations.append(Operation(_function(chain, operations, relu), first.bottom_names,
                                     [not (learns and need) for need in first.bottom_need], last.top_names, chain, learns))
         index += len(chain)
-    for op in operations:
+    for op in list(operations):
         layer = op.nodes[0].layer
-        if isinstance(layer, Eltwise) and layer.is_plain_sum and len(op.bottoms) == 2:
+        if isinstance(layer, Eltwise) and layer.is_plain_sum and len(op.bottoms) == 2 and not _end_block(op, operations):
             _add_unpadded(op, operations)
             _add_in_place(op, operations)
     return operations
@@ -107,6 +107,65 @@ def _maker(name: str, operations: list[Operation]) -> Operation | None:
     makers = [op for op in operations if name in op.tops and not op.is_idle]
     readers = sum(op.bottoms.count(name) for op in operations if not op.is_idle)
     return makers[0] if len(makers) == readers == 1 else None
+
+
+@dataclass
+class _Named:
+    """A tensor under all of its names, which are its makers' and those that Splits give it."""
+    names: set[str]
+    makers: list[Operation]            # what makes it, and what changes it in place
+    readers: list[Operation]           # all others
+    is_needed: bool                    # as every name is by some operation; an output of the net is not
+
+    @property
+    def is_own(self) -> bool:
+        """Whether an operation without learning has made it anew, and ReLU alone has changed it."""
+        if not self.makers:
+            return False
+        maker, *changes = [op.run for op in self.makers]
+        return (isinstance(maker, Folded | FoldedSum) or maker in (Tensor.add_, _add_to_channels)) and set(changes) <= {F.relu_}
+
+
+def _named(name: str, operations: list[Operation]) -> _Named:
+    splits = [op for op in operations if op.nodes[0].layer.type == "Split"]
+    sources = {top: op.bottoms[0] for op in splits for top in op.tops}
+    while name in sources:
+        name = sources[name]
+    names = {name}
+    for op in splits:
+        if op.bottoms[0] in names:
+            names.update(op.tops)
+    others = [op for op in operations if not op.is_idle and op not in splits]
+    makers = [op for op in others if name in op.tops]
+    return _Named(names, makers, [op for op in others if op not in makers and names & set(op.bottoms)],
+                  all(any(each in op.bottoms for op in operations) for each in names))
+
+
+def _end_block(op: Operation, operations: list[Operation]) -> bool:
+    """Let the sum that ends a frozen residual block be part of the block's last convolution, with a ReLU behind it; whether it could.
+
+    It takes the memory of the shortcut.  So that must be a tensor that an operation has made, and that the block alone reads.
+    """
+    for i in range(2):
+        last, shortcut = _maker(op.bottoms[i], operations), _named(op.bottoms[1 - i], operations)
+        if op.learns or last is None or not isinstance(last.run, Folded) or last.run.relu or not last.run.fuses:
+            continue
+        block: list[Operation] = []
+        before: Operation | None = last
+        while before is not None and isinstance(before.run, Folded):
+            block.append(before)
+            before = _maker(before.bottoms[0], operations)
+        if not shortcut.is_own or not shortcut.is_needed or any(reader not in (op, *block[1:]) for reader in shortcut.readers):
+            continue
+        behind = operations[operations.index(op) + 1:][:1]
+        relu = [other for other in behind if other.tops == other.bottoms == op.tops and is_plain_relu(other.nodes[0])]
+        op.nodes = [*last.nodes, *op.nodes, *(node for other in relu for node in other.nodes)]
+        op.run, op.bottoms = FoldedSum(last.run, bool(relu)), [last.bottoms[0], op.bottoms[1 - i]]
+        op.overwrites, last.is_idle = shortcut.names, True
+        for other in relu:
+            operations.remove(other)
+        return True
+    return False
 
 
 def _add_unpadded(op: Operation, operations: list[Operation]) -> None:
@@ -143,7 +202,7 @@ def _add_in_place(op: Operation, operations: list[Operation]) -> None:
         if not op.learns and maker is not None and isinstance(maker.run, Folded):
             mine, other = op.bottoms[i], op.bottoms[1 - i]
             op.run = _add_to_channels if op.run is _padded_sum else Tensor.add_
-            op.bottoms, op.overwrites = [mine, other], mine
+            op.bottoms, op.overwrites = [mine, other], {mine}
             return
 
 

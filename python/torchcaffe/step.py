@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchcaffe.build import check_differentiable
-from torchcaffe.folding import Folded
+from torchcaffe.folding import Folded, FoldedSum
 from torchcaffe.layers.base import Layer
 from torchcaffe.layers.python import PythonLayer
 from torchcaffe.memory import keep_freed
@@ -91,7 +91,7 @@ class Program:
         self.tops = Pass(planned, self.compute)
         readers = {name: op for op in self.operations for name in op.bottoms}         # the last of each
         for name, op in readers.items():
-            if self.tops.could_again(name) and name not in op.tops and name != op.overwrites:
+            if self.tops.could_again(name) and name not in op.tops and name not in op.overwrites:
                 op.releases.append(name)
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
         self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
@@ -101,7 +101,7 @@ class Program:
     def refresh(self) -> None:
         """Read the parameters at rest again: somebody may have changed them between two runs."""
         for op in self.operations:
-            if isinstance(op.run, Folded):
+            if isinstance(op.run, Folded | FoldedSum):
                 op.run.refresh()
 
     def sources(self, which: Callable[[Layer], bool] = lambda layer: True) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ class Program:
             if op in done or (not op.bottoms and all(name in tops for name in op.tops)):
                 continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
-            kept = {op.overwrites: tops[op.overwrites].clone()} if op.overwrites in held else {}
+            kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
             with nullcontext() if op.learns else torch.no_grad():
                 op.store(self.compute(op, bottoms), tops)
             for name, weight in zip(op.tops, op.nodes[-1].loss_weights, strict=True):

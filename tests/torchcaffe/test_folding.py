@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import torchcaffe as caffe
-from nets import feed, parameters, resnet8, write_solver, zero_padded
-from torchcaffe.folding import Folded
+from nets import conv, feed, parameters, resnet8, write_solver, zero_padded
+from torchcaffe import folding
+from torchcaffe.folding import Folded, FoldedSum
 from torchcaffe.step import Program
 
 FROZEN = "param { lr_mult: 0 decay_mult: 0 }"
@@ -91,7 +92,7 @@ def test_a_folded_convolution_s_top_takes_a_shortcut_of_fewer_channels(tmp_path)
     feed(net)
     expected = {name: array.copy() for name, array in net.forward(blobs=["fc", "loss"]).items()}
     program = Program(net)
-    assert [op.overwrites for op in program.operations if op.overwrites] == ["b"]
+    assert [op.overwrites for op in program.operations if op.overwrites] == [{"b"}]
     with torch.no_grad():
         program.forward()
     assert all(np.allclose(net.blobs[name].data, expected[name], rtol=1e-10, atol=1e-10) for name in expected)
@@ -110,7 +111,7 @@ def test_blobs_that_a_test_has_let_go_of_show_what_they_held(tmp_path):
     expected = layers.forward(blobs=names)
     held = net.blobs["g2_b"].data                                      # an array that somebody has
     program = Program(net)
-    assert [op.overwrites for op in program.operations if op.overwrites] == ["g0_b", "g1_b", "g2_b"]
+    assert [op.overwrites for op in program.operations if op.overwrites] == [{"g0_b"}, {"g1_b"}, {"g2_b"}]
     with torch.no_grad():
         program.forward()
     assert all(name in program.tops for name in names) and not {"first", "g0", "g1_b", "g1", "pool"} & {*program.tops.keys()}
@@ -123,3 +124,61 @@ def test_blobs_that_a_test_has_let_go_of_show_what_they_held(tmp_path):
     assert {"g0", "g1"} <= {*program.tops.keys()}                      # somebody has arrays of these, too
     program.tops.clear()
     assert "g0_b" not in program.tops
+
+
+def single(path):
+    """A TEST net in float32, whose frozen blocks end in one kernel, after training."""
+    net = caffe.Net(str(path), caffe.TEST)
+    randomise(net)
+    feed(net)
+    return net
+
+
+def sums(program):
+    return [op.nodes[0].layer.name for op in program.operations if isinstance(op.run, FoldedSum)]
+
+
+def test_blocks_that_end_in_one_kernel_give_the_same_bits(tmp_path, monkeypatch):
+    path = tmp_path / "net.prototxt"
+    path.write_text(resnet8(batch=16))
+    net = single(path)
+    program, tops = Program(net), []
+    assert sums(program) == ["g0_b", "g1_b", "g2_b"]                    # onto the block's bottom, and twice onto the projection
+    for batch in (folding.FULL_BATCH, 10**6):
+        monkeypatch.setattr(folding, "FULL_BATCH", batch)
+        with torch.no_grad():
+            program.forward()
+        tops.append([program.tops[name].numpy().copy() for name in ("g2", "fc")])
+    assert all(np.array_equal(a, b) for a, b in zip(*tops, strict=True))
+    assert np.allclose(net.forward(blobs=["g2"])["g2"], tops[0][0], rtol=1e-4, atol=1e-4)
+
+
+def test_blobs_inside_such_blocks_show_what_they_held(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_text(resnet8(batch=16))
+    net = single(path)
+    names = ["first", "g0_a", "g0_b", "g0", "g1_p", "g1_b", "g1", "g2_b", "g2"]
+    expected = net.forward(blobs=names)
+    expected = {name: expected[name].copy() for name in names}
+    looked = caffe.Net(str(path), caffe.TEST)
+    looked.share_with(net)
+    feed(looked)
+    held = looked.blobs["first"].data                                   # an array that somebody has
+    program = Program(looked)
+    for _ in range(2):
+        with torch.no_grad():
+            program.forward()
+        assert np.allclose(held, expected["first"], rtol=1e-4, atol=1e-4)
+    for name in [*names, *reversed(names)]:
+        assert np.allclose(looked.blobs[name].data, expected[name], rtol=1e-4, atol=1e-4), name
+
+
+@pytest.mark.parametrize(("more", "kept"), [
+    ('layer { name: "tap" type: "Reduction" bottom: "first" top: "tap" }', ["g1_b", "g2_b"]),                # read by somebody else
+    (conv("side", "g0_a", 4), ["g1_b", "g2_b"]),                                                              # a branch inside the block
+    ('layer { name: "out" type: "Split" bottom: "first" top: "out" }', ["g1_b", "g2_b"]),                    # an output of the net
+    ('layer { name: "again" type: "Softmax" bottom: "g1_p" top: "again" }', ["g0_b", "g2_b"])])
+def test_a_shortcut_that_others_read_is_not_overwritten(tmp_path, more, kept):
+    path = tmp_path / "net.prototxt"
+    path.write_text(resnet8(batch=16) + more)
+    assert sums(Program(single(path))) == kept

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
 import handwritten
@@ -172,7 +173,32 @@ def measure_net(name: str, wanted: list[str], pairs: int) -> dict[str, Any]:
                 measured[rate].append(amount / seconds(function, times=3))
             if turn % 10 == 9:
                 common.progress(f"  {TITLES[name]}: {turn + 1} of {pairs} turns")
-    return {"operations": work, "moved": moved, "ms": ms, "rates": measured}
+    found = {"operations": work, "moved": moved, "ms": ms, "rates": measured}
+    if "step" in functions and not common.on_gpu():          # where calls return when the work is done
+        found["convolutions"] = [1e3 * Convolutions.of(functions["step"]) for _ in range(9)]
+    return found
+
+
+class Convolutions(TorchDispatchMode):
+    """Adds up the seconds that calls of convolutions take, forward and backward, with what is computed in the same call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        results: list[Any] = []
+        spent = seconds(lambda: results.append(func(*args, **(kwargs or {}))))
+        if "convolution" in str(func):
+            self.seconds += spent
+        return results[0]
+
+    @classmethod
+    def of(cls, iterate: Callable[[int], object]) -> float:
+        """What they take in one iteration."""
+        with cls() as mode:
+            iterate(1)
+        return mode.seconds
 
 
 def measure_data(pairs: int) -> dict[str, list[float]]:
@@ -255,6 +281,14 @@ def iteration_rows(run: dict[str, Any]) -> Iterator[list[str]]:
                    f"{shares[0]:.0%}", share, f"{least['arithmetic']:.0f} + {least['memory']:.0f}"]
 
 
+def convolution_rows(run: dict[str, Any]) -> Iterator[list[str]]:
+    """How much of a step the calls of convolutions are: what no way of calling them saves."""
+    for name, net in run["nets"].items():
+        if "convolutions" in net:
+            alone, whole, hand = (median(times) for times in (net["convolutions"], net["ms"]["step"], net["ms"]["hand"]))
+            yield [TITLES[name], str(run["threads"]), f"{alone:.1f}", f"{alone / whole:.0%}", f"{alone / hand:.2f}"]
+
+
 def data_rows(run: dict[str, Any]) -> Iterator[list[str]]:
     for when, title in {"first": "read for the first time", "later": "read before"}.items():
         shares = run.get("data", {}).get(when)
@@ -267,12 +301,15 @@ def markdown(result: dict[str, Any]) -> str:
     """The measurement as tables and text."""
     runs = result["runs"]
     data, pairs = [row for run in runs for row in data_rows(run)], runs[0]["pairs"]
+    convolutions = [row for run in runs for row in convolution_rows(run)]
     missing = sorted({f"Not measured: {WAYS[way]}, because {why}." for run in runs for way, why in run["missing"].items()})
     if pairs < 25:
         missing.append(f"**Only {pairs} turns: a trial of the program, not a measurement.**")
     return "\n".join([
         common.table(["net", "threads", "way", "ms per iteration", "times by hand: median (quartiles)", "bar: at most", "of sgemm",
                       "of the convolution", "floor: ms of arithmetic + of memory"], *(row for run in runs for row in iteration_rows(run))),
+        *([common.table(["net", "threads", "ms in calls of convolutions", "of the step", "times by hand"], *convolutions)]
+          if convolutions else []),
         *([common.table(["threads", "records", "data layer's share of a ResNet-8's iteration: median (quartiles)", "bar"], *data)]
           if data else []),
         common.rate_table(result), *(f"{line}\n" for line in missing),

@@ -184,13 +184,29 @@ def _add_unpadded(op: Operation, operations: list[Operation]) -> None:
         return
 
 
-def _padded_sum(x: Tensor, y: Tensor) -> Tensor:
+class _PaddedSum(torch.autograd.Function):
     """x + y, where y (N, C, ...) has fewer channels than x, or as many."""
-    return x + F.pad(y, (*[0] * (2 * x.dim() - 3), x.shape[1] - y.shape[1]))
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.channels = y.shape[1]
+        z = torch.empty_like(x)
+        torch.add(x[:, :ctx.channels], y, out=z[:, :ctx.channels])
+        z[:, ctx.channels:] = x[:, ctx.channels:]
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor]:
+        return dz, dz[:, :ctx.channels]
+
+
+def _padded_sum(x: Tensor, y: Tensor) -> Tensor:
+    z: Tensor = _PaddedSum.apply(x, y)
+    return z
 
 
 def _add_to_channels(x: Tensor, y: Tensor) -> Tensor:
-    """_padded_sum over x."""
+    """_PaddedSum over x."""
     x[:, :y.shape[1]].add_(y)
     return x
 

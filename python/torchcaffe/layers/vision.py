@@ -198,6 +198,22 @@ class Im2col(Windowed):
         return x.permute(*range(first), *kernels, *range(first, first + self.spatial)).reshape(shape)
 
 
+class _Mean(torch.autograd.Function):
+    """The mean over H and W of x (N, C, H, W), as (N, C, 1, 1).
+
+    Its gradient has its channels last, as x has; torch writes it row by row, and whatever changes from one to the other is slow.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return x.mean((2, 3), keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return channels_last((dy / prod(ctx.shape[2:])).expand(ctx.shape))
+
+
 @dataclass(frozen=True)
 class Pool:
     """The windows of a pooling layer, with Caffe's rules for those at the border.
@@ -253,7 +269,8 @@ class Pool:
         """
         sizes = self.sizes(x.shape[2:])
         if self.kernel == tuple(x.shape[2:]) and not any(self.pad):
-            return x.mean((2, 3), keepdim=True)
+            mean: Tensor = _Mean.apply(x)
+            return mean
         padded, pad = self._padded(x, 0)
         if all((n - 1) * s < size + p for n, s, size, p in zip(sizes, self.stride, x.shape[2:], self.pad, strict=True)):
             return self._fitted(F.avg_pool2d(padded, self.kernel, self.stride, pad, ceil_mode=self.ceil), sizes, 0)

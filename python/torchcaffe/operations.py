@@ -41,6 +41,12 @@ class Operation:
     is_idle: bool = False              # others compute without its tops, which matter only to somebody who looks
     releases: list[str] = field(default_factory=list)        # bottoms that nothing reads afterwards and that can be computed again
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """The tops that are part of the loss, and their weights."""
+        weights = {name: weight for node in self.nodes for name, weight in zip(node.top_names, node.loss_weights, strict=True)}
+        return {name: weights[name] for name in self.tops if weights.get(name)}
+
     def store(self, result: Tops, tops: dict[str, Tensor]) -> None:
         """Put a result under the tops' names; what it has overwritten is gone."""
         for name in self.overwrites:
@@ -99,7 +105,32 @@ def plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
         if isinstance(layer, Eltwise) and layer.is_plain_sum and len(op.bottoms) == 2 and not _end_block(op, operations):
             _add_unpadded(op, operations)
             _add_in_place(op, operations)
+        if layer.type == "Split" and op.learns:
+            _fork(op, operations)
     return operations
+
+
+def _fork(op: Operation, operations: list[Operation]) -> None:
+    """Let a Split for a shortcut that subsamples and for a convolution compute the shortcut's part, too."""
+    if len(op.tops) != 2:
+        return
+    for i in range(2):
+        taken, other = ([o for o in operations if top in o.bottoms] for top in (op.tops[i], op.tops[1 - i]))
+        if len(taken) != 1 or len(other) != 1 or other[0].nodes[0].layer.type not in NEW_GRADIENT or other[0].stop[0]:
+            continue
+        node = taken[0].nodes[0]
+        if isinstance(node.layer, Convolution) and node.layer.subsamples and len(taken[0].nodes) == 1 and not any(node.param_need) \
+                and not taken[0].stop[0]:
+            op.run = partial(_forked, node.layer, first=1 - i)
+            op.nodes, op.tops = [*op.nodes, node], [*op.tops, *taken[0].tops]
+            operations.remove(taken[0])
+            return
+
+
+def _forked(layer: Convolution, x: Tensor, first: int) -> list[Tensor]:
+    """The tops of a Split, of which number `first` goes to the convolution, and the layer's."""
+    same, part = layer.fork(x)
+    return [same if number == first else x.detach() for number in range(2)] + [part]
 
 
 def _maker(name: str, operations: list[Operation]) -> Operation | None:

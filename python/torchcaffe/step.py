@@ -88,6 +88,7 @@ class Program:
                 check_differentiable(net.graph)
         planned = plan(net.graph, at_rest)
         self.operations = [op for op in planned if not op.is_idle]
+        self.losses = {op: op.losses for op in self.operations if op.losses}
         self.tops = Pass(planned, self.compute)
         readers = {name: op for op in self.operations for name in op.bottoms}         # the last of each
         for name, op in readers.items():
@@ -130,10 +131,9 @@ class Program:
             kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
             with nullcontext() if op.learns else torch.no_grad():
                 op.store(self.compute(op, bottoms), tops)
-            for name, weight in zip(op.tops, op.nodes[-1].loss_weights, strict=True):
-                if weight:
-                    term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
-                    loss = term if loss is None else loss + term
+            for name, weight in self.losses[op].items() if op in self.losses else ():
+                term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
+                loss = term if loss is None else loss + term
             for name in op.releases:
                 if name not in held:
                     tops.pop(name, None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchcaffe as caffe
-from nets import MLP, feed, parameters, resnet8, write_solver, zero_padded
+from nets import MLP, conv, feed, parameters, resnet8, write_solver, zero_padded
 
 
 def train(path, iterations, fast, kind=torch.float32, classes=10):
@@ -34,6 +34,17 @@ def test_a_shortcut_that_pads_with_zeros_needs_neither_padding_nor_zeros(tmp_pat
     assert not {"pad", "zeros"} & {name for op in fast._program(fast.net).operations for name in op.tops}
     for name in ("half", "zeros", "pad", "sum", "c"):                 # which it has all the same
         assert np.allclose(slow.net.blobs[name].data, fast.net.blobs[name].data, rtol=1e-9, atol=1e-12), name
+    assert largest_difference(parameters(slow.net), parameters(fast.net)) < 1e-10
+
+
+@pytest.mark.parametrize("third", [False, True])                  # whether other layers read what both read
+def test_a_shortcut_s_gradient_joins_the_convolution_s(tmp_path, third):
+    text = zero_padded().replace('type: "constant" value: 1', 'type: "constant" value: 0.7')
+    if third:
+        text += conv("side", "a", 4) + 'layer { name: "more" type: "EuclideanLoss" bottom: "a" bottom: "side" top: "more" }'
+    slow, fast = (train(write_solver(tmp_path, text, base_lr=0.1), 3, f, torch.float64) for f in (False, True))
+    joined = [op.tops[-1] for op in fast._program(fast.net).operations if len(op.nodes) > 1 and op.nodes[0].layer.type == "Split"]
+    assert joined == ([] if third else ["half"])
     assert largest_difference(parameters(slow.net), parameters(fast.net)) < 1e-10
 
 

@@ -130,6 +130,25 @@ class _Subsample(torch.autograd.Function):
         return dx, None, None
 
 
+class _Fork(torch.autograd.Function):
+    """x (N, C, H, W), and what _Subsample takes of it.
+
+    The gradients of both become one in the memory of the first, which must belong to nothing else: no zeros are written or added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.stride = stride
+        ctx.save_for_backward(factor)
+        return x.view_as(x), channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[Tensor, None, None]:
+        factor, = ctx.saved_tensors
+        dx[:, :, ::ctx.stride[0], ::ctx.stride[1]].add_(dy * factor)
+        return dx, None, None
+
+
 @layer("Convolution")
 class Convolution(Convolving):
     """Cross-correlation with weights (num_output, channels / group, kernel) and, unless bias_term is false, a bias (num_output).
@@ -144,10 +163,21 @@ class Convolution(Convolving):
     def sizes(self, x: Shape) -> tuple[int, ...]:
         return self.windows(x)
 
+    @property
+    def subsamples(self) -> bool:
+        """Whether it takes one pixel of each stride, times a factor per channel."""
+        p = self.param.convolution_param
+        return (p.group == self.channels == p.num_output and set(self.kernel) == {1} and not any(self.pad) and self.spatial == 2
+                and self.channel_axis == 1 and not p.bias_term)
+
+    def fork(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x for a layer whose backward makes a new tensor, and the top of this one, which subsamples."""
+        y: tuple[Tensor, Tensor] = _Fork.apply(channels_last(x), self.stride, self.params[0].detach().reshape(1, -1, 1, 1))
+        return y
+
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         group = self.param.convolution_param.group
-        if group == self.channels == len(weight) and set(self.kernel) == {1} and not any(self.pad) and self.spatial == 2 \
-                and bias is None and not weight.requires_grad:
+        if self.subsamples and bias is None and not weight.requires_grad:
             y: Tensor = _Subsample.apply(channels_last(x), self.stride, weight.reshape(1, -1, 1, 1))
             return y
         return CONVOLVE[self.spatial](channels_last(x), weight, bias, self.stride, self.pad, self.dilation, group)

@@ -159,12 +159,12 @@ class Updater:
 
     def check(self, history: Sequence[np.ndarray], source: str) -> None:
         """Raise CaffeError if the histories of the solver state `source` are another net's or solver's."""
-        targets = [tensor for slot in self.histories for tensor in slot]
+        targets = [(item.layer, tensor) for slot in self.histories for item, tensor in zip(self.learnable, slot, strict=True)]
         if len(history) != len(targets):
             raise CaffeError(f"{source}: {len(history)} history blobs, but {len(targets)} are needed; it belongs to another net or solver")
-        for target, array in zip(targets, history, strict=True):
+        for (name, target), array in zip(targets, history, strict=True):
             if tuple(target.shape) != array.shape and target.numel() != array.size:
-                raise CaffeError(f"{source}: a history blob has shape {array.shape}, but {tuple(target.shape)} is needed")
+                raise CaffeError(f"{source}: the history of layer '{name}' has shape {array.shape}, but {tuple(target.shape)} is needed")
 
     def restore(self, history: Sequence[np.ndarray]) -> None:
         """Take histories that check() has passed; what rested may move now."""

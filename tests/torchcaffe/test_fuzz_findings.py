@@ -75,10 +75,12 @@ def test_paths_with_a_zero(tmp_path):
 
 def test_states_with_impossible_paths_or_vast_and_empty_blobs(tmp_path):
     made, path = solver(tmp_path, 'lr_policy: "fixed"'), tmp_path / "s.solverstate"
-    one = b"\x3a\x02\x08\x01" + b"\x2a\x04\x00\x00\x80\x3f"            # a blob: shape (1,), data 1.0
+    shapes = {b"\x3a\x04\x0a\x02\x01\x30": 48, b"\x3a\x02\x08\x01": 1}          # (1, 48) and (1), and how many zeros
+    blobs = [shape + b"\x2a" + varint(4 * count) + bytes(4 * count) for shape, count in shapes.items()]
+    history = b"".join(b"\x1a" + varint(len(blob)) + blob for blob in blobs)
     for name, words in ((b"a\nb\0", r"is damaged: it names 'a\\nb\\x00' as the file of its weights"), (b"\xc4.caffemodel", "No such file"),
                         (b"a" * 5000, "File name too long")):
-        path.write_bytes(b"\x08\x01\x12" + varint(len(name)) + name + b"\x1a\x0a" + one + b"\x1a\x0a" + one)
+        path.write_bytes(b"\x08\x01\x12" + varint(len(name)) + name + history)
         with pytest.raises(CaffeError, match=words):
             made.restore(path)
     dims = b"".join(b"\x08" + varint(size) for size in (2**24, 2**30, 2**30, 0))

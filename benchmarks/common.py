@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import handwritten
 import torchcaffe as caffe
@@ -106,9 +106,22 @@ def seconds(function: Callable[[], object], times: int = 1) -> float:
     return (time.perf_counter() - start) / times
 
 
+def _fused_operations(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
+def _summing_operations(_: list[int], *convolution: Any, **more: Any) -> int:
+    return _fused_operations(*convolution, **more)
+
+
+# The convolutions of torchcaffe/folding.py, which torch's counter does not know.
+FUSED = {torch.ops.mkldnn._convolution_pointwise: _fused_operations,
+         torch.ops.mkldnn._convolution_pointwise_: _summing_operations} if torch.backends.mkldnn.is_available() else {}
+
+
 def operations(function: Callable[[], object]) -> dict[str, float]:
     """The floating-point operations of a call, in convolutions ("conv") and in products of matrices ("sgemm")."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
         function()
     found = {"conv": 0.0, "sgemm": 0.0}
     for operator, count in counter.get_flop_counts()["Global"].items():

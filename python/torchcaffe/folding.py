@@ -15,6 +15,8 @@ from torchcaffe.layers.layout import channels_last
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.vision import Convolution
 
+FULL_BATCH = 16                         # from here on torch gives every convolution to oneDNN, so that both ways round alike
+
 
 def is_plain_scale(node: Node) -> bool:
     """Scale by gamma and beta, one of each per channel."""
@@ -34,9 +36,6 @@ def foldable(chain: list[Node]) -> bool:
     convolution, norm = chain[0].layer, chain[1].layer
     return (isinstance(convolution, Convolution) and convolution.channel_axis == 1 and len(chain[0].bottoms) == 1
             and isinstance(norm, BatchNorm) and norm.stored and is_plain_scale(chain[2]) and all(map(is_plain_relu, chain[3:])))
-
-
-FULL_BATCH = 16                         # from here on torch gives every convolution to oneDNN, so that both ways round alike
 
 
 class Folded:

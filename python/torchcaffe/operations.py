@@ -89,6 +89,7 @@ def _relu_(x: Tensor, own: bool) -> Tensor:
 
 
 def plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
+    """The operations of a net in their order, idle ones among them; `at_rest` as for Program, None without gradients."""
     nodes = [n for n in graph.nodes if n.layer.type not in ("Input", "Silence")]
     operations: list[Operation] = []
     index = 0
@@ -112,18 +113,16 @@ def plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
 
 def _fork(op: Operation, operations: list[Operation]) -> None:
     """Let a Split for a shortcut that subsamples and for a convolution compute the shortcut's part, too."""
-    if len(op.tops) != 2:
+    readers = [[other for other in operations if top in other.bottoms] for top in op.tops]
+    if len(readers) != 2 or any(len(found) != 1 or found[0].stop != [False] or len(found[0].nodes) != 1 for found in readers):
         return
     for i in range(2):
-        taken, other = ([o for o in operations if top in o.bottoms] for top in (op.tops[i], op.tops[1 - i]))
-        if len(taken) != 1 or len(other) != 1 or other[0].nodes[0].layer.type not in NEW_GRADIENT or other[0].stop[0]:
-            continue
-        node = taken[0].nodes[0]
-        if isinstance(node.layer, Convolution) and node.layer.subsamples and len(taken[0].nodes) == 1 and not any(node.param_need) \
-                and not taken[0].stop[0]:
-            op.run = partial(_forked, node.layer, first=1 - i)
-            op.nodes, op.tops = [*op.nodes, node], [*op.tops, *taken[0].tops]
-            operations.remove(taken[0])
+        taken, other = readers[i][0], readers[1 - i][0]
+        layer, learned = taken.nodes[0].layer, any(taken.nodes[0].param_need)
+        if isinstance(layer, Convolution) and layer.subsamples and not learned and other.nodes[0].layer.type in NEW_GRADIENT:
+            op.run = partial(_forked, layer, first=1 - i)
+            op.nodes, op.tops = [*op.nodes, *taken.nodes], [*op.tops, *taken.tops]
+            operations.remove(taken)
             return
 
 

@@ -319,9 +319,10 @@ class Solver:
 
     def _update(self, gradients: list[Tensor | None]) -> None:
         changes = self.updater.apply(gradients)
-        for i, change in changes.items() if self.layer_by_layer else ():
-            self.learnable[i].blob.diff_slot.assign(change)
-            self.learnable[i].blob.data_slot.publish()
+        if self.layer_by_layer:
+            for i, change in changes.items():
+                self.learnable[i].blob.diff_slot.assign(change)
+                self.learnable[i].blob.data_slot.publish()
 
     def _show_parameters(self) -> None:
         """Before somebody can look: bring the arrays of parameters that somebody holds up to date."""

@@ -131,7 +131,7 @@ class Program:
             kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
             with nullcontext() if op.learns else torch.no_grad():
                 op.store(self.compute(op, bottoms), tops)
-            for name, weight in self.losses[op].items() if op in self.losses else ():
+            for name, weight in self.losses.get(op, {}).items():
                 term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
                 loss = term if loss is None else loss + term
             for name in op.releases:

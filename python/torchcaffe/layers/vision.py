@@ -109,6 +109,10 @@ class Convolving(Windowed):
         return tops
 
 
+def _taken(x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
+    return channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
+
+
 class _Subsample(torch.autograd.Function):
     """One pixel of each stride in x (N, C, H, W), channels-last, times a factor per channel (1, C, 1, 1).
 
@@ -120,7 +124,7 @@ class _Subsample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
         ctx.shape, ctx.stride = x.shape, stride
         ctx.save_for_backward(factor)
-        return channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
+        return _taken(x, stride, factor)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
@@ -140,7 +144,7 @@ class _Fork(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> tuple[Tensor, Tensor]:
         ctx.stride = stride
         ctx.save_for_backward(factor)
-        return x.view_as(x), channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
+        return x.view_as(x), _taken(x, stride, factor)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[Tensor, None, None]:

@@ -7,6 +7,7 @@ Processes are started by launch.py or by the user's script.  Caffe: parallel.cpp
 """
 from __future__ import annotations
 
+import atexit
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ REQUESTS = ("", "snapshot", "stop")                     # the later one wins
 
 _count = 1
 _rank = 0
+_hosts: Any = None                                      # the process group for what hosts agree on without waiting for GPUs
 _meeting_places: list[Any] = []                         # those that new_uid() made; they last as long as this process
 
 
@@ -76,6 +78,21 @@ def has_nccl() -> bool:
 
 
 # -- the group -----------------------------------------------------------------------------------------------------
+def leave() -> None:
+    """Leave the group this process is in, if any.
+
+    Its threads end here, of which the last reference to each process group is let go.  They may still be giving back tensors when
+    the last exchange is over, and an interpreter that ends meanwhile aborts (std::terminate), so every process leaves at its end.
+    """
+    global _hosts
+    _hosts = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+atexit.register(leave)
+
+
 class NCCL:
     """A solver's membership in the group of those that got the same `uid`.
 
@@ -103,12 +120,12 @@ class NCCL:
         return f"{host}:{port}"
 
     def _join(self, uid: str) -> None:
+        global _hosts
         host, _, port = uid.rpartition(":")
         if not host or not port.isdecimal():
             raise CaffeError(f"'{uid}' is not a uid; take one from NCCL.new_uid(), the same for all solvers")
         device = self.solver.net.context.device
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave()
         try:
             store = dist.TCPStore(host, int(port), timeout=MEETING)  # type: ignore[attr-defined]
             store.set(f"solver {self.rank}", "")
@@ -117,7 +134,7 @@ class NCCL:
                 torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=self.rank, world_size=self.count,
                                     timeout=TESTING, device_id=device if device.type == "cuda" else None)
-            self._control = dist.new_group(backend="gloo", timeout=TESTING)         # what hosts agree on without waiting for GPUs
+            _hosts = dist.new_group(backend="gloo", timeout=TESTING)
         except RuntimeError as error:
             raise CaffeError(f"solver {self.rank} did not meet the other {self.count - 1} at {uid} ({_first_line(error)}); start one "
                              f"process for each rank from 0 to {self.count - 1}, on one machine") from None
@@ -125,7 +142,7 @@ class NCCL:
         mine = {"iteration": self.solver.iter, "iter_size": self.solver.param.iter_size, "parameters": net}
         all_of_them: list[dict[str, Any]] = [{}] * self.count
         with self._together():
-            dist.all_gather_object(all_of_them, mine, group=self._control)
+            dist.all_gather_object(all_of_them, mine, group=_hosts)
         for rank, other in enumerate(all_of_them):
             for name, value in all_of_them[0].items():
                 if other[name] != value:
@@ -140,7 +157,7 @@ class NCCL:
         state: list[Any] = [(self.solver.random_seed, [layer.cursor for layer in layers])]
         slots = [item.blob.data_slot for item in self.solver.learnable]
         with self._together():
-            dist.broadcast_object_list(state, group=self._control)
+            dist.broadcast_object_list(state, group=_hosts)
         for slot, value in zip(slots, self._exchanged([slot.value() for slot in slots], lambda flat: dist.broadcast(flat, 0)), strict=True):
             slot.assign(value)
             slot.publish()
@@ -161,7 +178,7 @@ class NCCL:
         wish = torch.tensor(REQUESTS.index(self._pending))
         self._pending, self._layer_wise = "", False
         with self._together():
-            dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._control)
+            dist.all_reduce(wish, dist.ReduceOp.MAX, group=_hosts)
         if wish:
             self.solver.request(REQUESTS[int(wish)])
 

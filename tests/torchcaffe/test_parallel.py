@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,6 +269,24 @@ def test_when_one_dies_the_other_says_so_in_one_sentence(tmp_path, records):
 
     said, nothing = in_processes(2, trained, path, "fast", torch.float32, die)
     assert nothing is None and said.startswith("solver 0 of 2 lost another one (") and "\n" not in said
+
+
+def test_who_leaves_the_group_has_no_thread_in_it_any_more(tmp_path, records):
+    path = files(tmp_path, records, 5)
+
+    def threads() -> list[str]:
+        names = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+        return [name for name in names if "gloo" in name]
+
+    def left(rank, count, uid):
+        solver = caffe.get_solver(path)
+        solver.add_callback(caffe.NCCL(solver, uid))
+        solver.step(2)
+        before = threads()
+        parallel.leave()
+        return bool(before), threads()
+
+    assert in_processes(2, left) == [(True, [])] * 2
 
 
 def test_a_group_that_does_not_come_together_is_named(tmp_path, records, monkeypatch):

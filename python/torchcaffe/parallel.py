@@ -78,19 +78,17 @@ def has_nccl() -> bool:
 
 
 # -- the group -----------------------------------------------------------------------------------------------------
+@atexit.register
 def leave() -> None:
     """Leave the group this process is in, if any.
 
-    Its threads end here, of which the last reference to each process group is let go.  They may still be giving back tensors when
-    the last exchange is over, and an interpreter that ends meanwhile aborts (std::terminate), so every process leaves at its end.
+    With the last reference to its process groups their threads end.  An interpreter that ends before them is aborted at times
+    (SIGABRT, "terminate called without an active exception"), so every process leaves at its end.
     """
     global _hosts
     _hosts = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-atexit.register(leave)
 
 
 class NCCL:

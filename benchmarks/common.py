@@ -25,11 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import handwritten
 import torchcaffe as caffe
-from hintkd import nets
 from hintkd.backend import caffe_pb2, environment, write_text
 from hintkd.experiment import DATASETS, Experiment, Options, ResNet
-from hintkd.record import commit
-from hintkd.run_stage import machine
+from hintkd.nets import stages as nets
+from hintkd.stage.program import machine
+from hintkd.study.record import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/performance.md"
@@ -114,7 +114,7 @@ def _summing_operations(_: list[int], *convolution: Any, **more: Any) -> int:
     return _fused_operations(*convolution, **more)
 
 
-# The convolutions of torchcaffe/folding.py, which torch's counter does not know.
+# The convolutions of torchcaffe/step/folding.py, which torch's counter does not know.
 FUSED = {torch.ops.mkldnn._convolution_pointwise: _fused_operations,
          torch.ops.mkldnn._convolution_pointwise_: _summing_operations} if torch.backends.mkldnn.is_available() else {}
 

@@ -25,7 +25,7 @@ import common
 import handwritten
 import torchcaffe as caffe
 from hintkd.experiment import ResNet
-from torchcaffe.memory import keep_freed
+from torchcaffe.step.memory import keep_freed
 
 NETS = {"ResNet-8": (ResNet(8), None), "ResNet-8 {64, 128, 256}": (ResNet(8, common.WIDE), None),
         "ResNet-14, KD from a ResNet-26": (ResNet(14), ResNet(26)), "ResNet-56": (ResNet(56), None)}

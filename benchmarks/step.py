@@ -35,8 +35,8 @@ import handwritten
 from common import BATCH, ROOT, seconds
 from data_prep.split import Split, silent
 from data_prep.write import write_dataset
-from hintkd import nets
 from hintkd.experiment import Options, ResNet
+from hintkd.nets import stages as nets
 
 NETS = {"resnet8": (ResNet(8), None), "resnet8-wide": (ResNet(8, common.WIDE), None), "resnet14-kd": (ResNet(14), ResNet(26))}
 TITLES = {"resnet8": "ResNet-8", "resnet8-wide": "ResNet-8 {64, 128, 256}", "resnet14-kd": "ResNet-14, KD from a ResNet-26"}

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hintkd.measured import Group, read_groups
-from hintkd.methods import METHODS, teacher_stage
-from hintkd.statistics import Spread, overall
-from hintkd.tables import find_table
+from hintkd.methods.hint_2019 import METHODS, teacher_stage
+from hintkd.results.measured import Group, read_groups
+from hintkd.results.verdicts import Spread, overall
+from hintkd.study.table import find_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -64,7 +64,7 @@ def filled(page: str) -> str:
 
 
 def main() -> None:
-    from hintkd.figures import draw_stages
+    from hintkd.results.figures import draw_stages
 
     README.write_text(filled(README.read_text()))
     x = find_table("table1").experiments(methods=["layerwise-hint"], nets=[1])[-1]

@@ -17,9 +17,9 @@ import common
 import memory
 import scaling
 import step
-from hintkd import cli, generate
-from hintkd.methods import METHODS
-from hintkd.tables import load_table
+from hintkd import cli
+from hintkd.methods.hint_2019 import METHODS, generate
+from hintkd.study.table import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

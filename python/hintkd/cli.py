@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from hintkd.choices import OPEN_OPTIONS
 from hintkd.errors import UserError
 from hintkd.experiment import Options
+from hintkd.methods.choices import OPEN_OPTIONS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Hint-based knowledge transfer as it was published, trained again and compared.")
@@ -85,7 +85,7 @@ def demo(
     jobs: Jobs = None,
 ) -> None:
     """Every method in small, on scikit-learn's handwritten digits: minutes, and seconds when it was run before."""
-    from hintkd.demo import demo as run
+    from hintkd.study.demo import demo as run
     here = Path.cwd()
     finish(run(workspace, console, jobs), "demo", here)
 
@@ -107,7 +107,7 @@ def generate(
     **options: Any,
 ) -> None:
     """Write the prototxts of every stage, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
-    from hintkd.generate import generate as write
+    from hintkd.methods.generate import generate as write
     experiments = table_experiments(table, options) if table else [one_experiment(
         dataset, method, teacher_depth, student_depth, three("--teacher-widths", teacher_widths), three("--student-widths", student_widths),
         regressor, net, options)]
@@ -116,15 +116,15 @@ def generate(
 
 
 def table_experiments(table: str, options: dict[str, Any]) -> list[Any]:
-    from hintkd.tables import TEACHER, find_table
+    from hintkd.study.table import TEACHER, find_table
     return [x for x in find_table(table).changed(options=given(options)).experiments() if x.method != TEACHER]
 
 
 def one_experiment(dataset: str, method: str, teacher_depth: int, student_depth: int, teacher_widths: tuple[int, int, int],
                    student_widths: tuple[int, int, int], regressor: bool, net: int, options: dict[str, Any]) -> Any:
     from hintkd.experiment import DATASETS, SCHEDULES, Experiment, ResNet
-    from hintkd.methods import METHODS
-    from hintkd.tables import near
+    from hintkd.methods.hint_2019 import METHODS
+    from hintkd.study.table import near
     for flag, name, known in (("--dataset", dataset, list(SCHEDULES)), ("--method", method, list(METHODS))):
         if name not in known:
             raise UserError(f"{flag} {name}: unknown; {near(name, known)}")
@@ -177,9 +177,9 @@ def reproduce(
     **options: Any,
 ) -> None:
     """Train what a table needs, resuming what was begun, and compare with what was published."""
-    from hintkd.reproduce import Request, resources
-    from hintkd.reproduce import reproduce as run
-    from hintkd.tables import find_table
+    from hintkd.study.reproduce import Request, resources
+    from hintkd.study.reproduce import reproduce as run
+    from hintkd.study.table import find_table
     changed = find_table(table).changed(teacher_depth=teacher_depth, student_depth=student_depth, teacher_weights=teacher_weights,
                                         teacher_prototxt=teacher_prototxt, data=data, options=given(options))
     chosen = tuple(methods.split(",")) if methods else None
@@ -194,7 +194,7 @@ def status(
     table: Annotated[str | None, typer.Argument(help="Only this one; default: all that was asked for.", show_default=False)] = None,
 ) -> None:
     """What is finished of what was asked for, how far the rest is, and why a finished stage would run again."""
-    from hintkd.status import show
+    from hintkd.study.status import show
     show(console, table)
 
 
@@ -206,14 +206,14 @@ def report() -> None:
 
 def render(here: Path) -> None:
     """Render the report and say where it is, as seen from the folder `here`."""
-    from hintkd.report import FIGURES, write_report
+    from hintkd.results.report import FIGURES, write_report
     where, figures = (os.path.relpath(path, here) for path in (write_report(), FIGURES))
     console.print(f"the report is {where}, its figures are in {figures}", highlight=False, soft_wrap=True)
 
 
 def finish(done: bool, name: str, here: Path) -> None:
     """Print a request's table, render the report, say where it is; exit with 1 if some of it could not be done."""
-    from hintkd.report import summary_table
+    from hintkd.results.report import summary_table
     console.print(summary_table(name))
     render(here)
     if not done:

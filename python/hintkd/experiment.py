@@ -1,6 +1,6 @@
 """What is to be trained: data set, networks, schedule and options of one row and one net of a table, as plain frozen data.
 
-An Experiment says nothing of stages or prototxts: methods.py turns it into stages, nets.py into nets.  Where a paper leaves a
+An Experiment says nothing of stages or prototxts: methods/ turns it into stages, nets/ into nets.  Where a paper leaves a
 point open, Options names it and gives the default; the report lists them.
 """
 from __future__ import annotations

@@ -17,9 +17,10 @@ from torchcaffe.glog import init_log, log
 from torchcaffe.layers.python import PyLayer as Layer
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.net_spec import NetSpec, params, to_proto
-from torchcaffe.parallel import NCCL, has_nccl, set_multiprocess, set_solver_count, set_solver_rank, solver_count, solver_rank
 from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_precision, set_random_seed, set_threads
-from torchcaffe.solver_types import (
+from torchcaffe.timer import Timer
+from torchcaffe.train.parallel import NCCL, has_nccl, set_multiprocess, set_solver_count, set_solver_rank, solver_count, solver_rank
+from torchcaffe.train.solver_types import (
     AdaDeltaSolver,
     AdaGradSolver,
     AdamSolver,
@@ -28,8 +29,7 @@ from torchcaffe.solver_types import (
     SGDSolver,
     get_solver,
 )
-from torchcaffe.timer import Timer
-from torchcaffe.together import Together, solve_together
+from torchcaffe.train.together import Together, solve_together
 
 __version__ = "0.1.0"
 NUMERIC = 2                                             # raised when the same run would give other bytes

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from torchcaffe.blob import Blob
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph.blob import Blob
 
 Arrays = dict[str, np.ndarray]
 

@@ -24,13 +24,9 @@ from torchcaffe import ENGINE, settings
 from torchcaffe.errors import CaffeError, sentence
 from torchcaffe.export import export
 from torchcaffe.glog import info
-from torchcaffe.launch import Group, obey
 from torchcaffe.net import TEST, TRAIN, Net
-from torchcaffe.parallel import NCCL, solver_rank
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.settings import set_device, set_mode_cpu, set_mode_gpu
-from torchcaffe.solver import Solver
-from torchcaffe.solver_types import get_solver
 from torchcaffe.tools import (
     Run,
     check,
@@ -43,6 +39,10 @@ from torchcaffe.tools import (
     summary,
     upgrade_proto,
 )
+from torchcaffe.train.launch import Group, obey
+from torchcaffe.train.parallel import NCCL, solver_rank
+from torchcaffe.train.solver import Solver
+from torchcaffe.train.solver_types import get_solver
 
 SOURCE = "caffe.cpp:0"
 BUILDERS = ("train", "test", "time", "export", "extract_features", "summary", "check")     # commands that build nets

@@ -2,7 +2,7 @@
 
 This is the form users look into: start and end, hooks, live arrays, propagate_down, in-place names and splits behave as in Caffe.
 Each layer is differentiated on its own with autograd, so a diff that a user writes between two layers counts.  Training
-programs use step.py instead, which runs a whole iteration as one function of the same layers.
+programs use step/ instead, which runs a whole iteration as one function of the same layers.
 """
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaffe import debug, formats, glog, graph, parallel, settings
+from torchcaffe import formats, glog, settings
 from torchcaffe.batches import Batches
-from torchcaffe.blob import Blob
-from torchcaffe.build import Graph, build, check_differentiable
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph import debug
+from torchcaffe.graph import filter as graph
+from torchcaffe.graph.blob import Blob
+from torchcaffe.graph.build import Graph, build, check_differentiable
 from torchcaffe.layers.base import Context, Layer
 from torchcaffe.layers.python import PyLayer, PythonLayer
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.streams import Streams
+from torchcaffe.train import parallel
 
 TRAIN, TEST = caffe_pb2.TRAIN, caffe_pb2.TEST
 Hook = Callable[[int], Any]
@@ -78,7 +81,7 @@ class Net(Batches):
         self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
         self._differentiable = False
-        self.debug_info: bool = param.debug_info            # print what debug.py says about every layer
+        self.debug_info: bool = param.debug_info            # print what graph/debug.py says about every layer
         odd = [f"'{n.layer.name}' ({n.layer.type})" for n in self.graph.nodes if n.overwrites and n.need_backward and n.bottom_need[0]]
         if odd:
             glog.warning(f"{source}: {', '.join(odd)} in place: the gradient is Caffe's, which is computed from the overwritten blob "

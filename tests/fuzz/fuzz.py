@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["torchcaffe", "google.protobuf.text_for
     from torchcaffe.errors import CaffeError
     from torchcaffe.layers import LAYERS
     from torchcaffe.proto import caffe_pb2, prototxt
-    from torchcaffe.solver import Solver
+    from torchcaffe.train.solver import Solver
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "golden")]
 import check  # noqa: E402

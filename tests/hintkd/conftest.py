@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from hintkd.executor import LocalExecutor
+from hintkd.run.executor import LocalExecutor
 
 
 @pytest.fixture(scope="module")

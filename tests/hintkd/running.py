@@ -13,10 +13,10 @@ import numpy as np
 import tiny
 from hintkd.backend import engine, read_weights, write_weights
 from hintkd.errors import UserError
-from hintkd.executor import Interpreter
-from hintkd.keys import Setting
-from hintkd.runner import Plan, Runner, Task
-from hintkd.stages import Stage, Weights
+from hintkd.methods.stage import Stage, Weights
+from hintkd.run.executor import Interpreter
+from hintkd.run.keys import Setting
+from hintkd.run.runner import Plan, Runner, Task
 
 
 class Watcher:

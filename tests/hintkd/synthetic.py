@@ -1,4 +1,4 @@
-"""Made-up records for tests of the report: what hintkd.record writes, with results that a test chooses."""
+"""Made-up records for tests of the report: what hintkd.study.record writes, with results that a test chooses."""
 from __future__ import annotations
 
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hintkd.experiment import Experiment
-from hintkd.methods import METHODS, teacher_stage
-from hintkd.tables import TEACHER, Table
+from hintkd.methods.hint_2019 import METHODS, teacher_stage
+from hintkd.study.table import TEACHER, Table
 
 PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
               "python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6", "engine": "torchcaffe 1.0 numeric 1", "backend": "torchcaffe",

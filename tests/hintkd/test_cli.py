@@ -19,7 +19,7 @@ import pytest
 import torchcaffe
 from hintkd import cli
 from hintkd.experiment import Options
-from hintkd.reproduce import Request
+from hintkd.study.reproduce import Request
 
 PYTHON = Path(cli.__file__).parents[1]
 SMALL = ["reproduce", "demo", "--scale", "0.01", "--methods", "hint-kd", "--nets", "1,2", "--device", "cpu"]
@@ -315,7 +315,7 @@ def processes_in(folder: Path) -> set[int]:
 def test_the_demo_runs_every_method_and_the_second_time_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hintkd.demo.Request", partial(Request, scale=0.01))
+    monkeypatch.setattr("hintkd.study.demo.Request", partial(Request, scale=0.01))
     status, out, _ = run(capsys, "demo", "--workspace", "here")
     assert status == 0 and "43 stages, 0 of them finished" in out
     assert "the report is here/results/report.md, its figures are in here/results/figures" in out

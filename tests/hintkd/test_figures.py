@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import pytest
 
-figures = pytest.importorskip("hintkd.figures", reason="matplotlib is not installed", exc_type=ImportError)
+figures = pytest.importorskip("hintkd.results.figures", reason="matplotlib is not installed", exc_type=ImportError)
 
-from hintkd.methods import METHODS, teacher_stage  # noqa: E402
-from hintkd.tables import find_table  # noqa: E402
+from hintkd.methods.hint_2019 import METHODS, teacher_stage  # noqa: E402
+from hintkd.study.table import find_table  # noqa: E402
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RISING = [(at, 0.5 * at) for at in range(0, 101, 10)]

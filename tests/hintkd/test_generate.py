@@ -7,9 +7,9 @@ import pytest
 
 from hintkd.backend import read_net, read_solver
 from hintkd.experiment import DATASETS, Experiment, ResNet
-from hintkd.generate import generate
-from hintkd.methods import METHODS, stages_of
-from hintkd.tables import load_table
+from hintkd.methods.generate import generate
+from hintkd.methods.hint_2019 import METHODS, stages_of
+from hintkd.study.table import load_table
 
 ROOT = Path(__file__).parents[2]
 

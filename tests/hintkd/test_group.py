@@ -6,9 +6,9 @@ import json
 import pytest
 
 import tiny
-from hintkd.executor import LocalExecutor
-from hintkd.runner import Plan, Task
-from hintkd.stages import Stage, Weights
+from hintkd.methods.stage import Stage, Weights
+from hintkd.run.executor import LocalExecutor
+from hintkd.run.runner import Plan, Task
 from running import Immediate, run, setting
 
 pytestmark = pytest.mark.usefixtures("workspace")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import tiny
-from hintkd import keys
 from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
-from hintkd.keys import Keys, Setting, differences, flatten
-from hintkd.stages import Stage, Weights
+from hintkd.methods.stage import Stage, Weights
+from hintkd.run import keys
+from hintkd.run.keys import Keys, Setting, differences, flatten
 
 SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
 

@@ -5,7 +5,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -36,9 +36,11 @@ class Blobs(list):
 
 
 @pytest.fixture(scope="module")
-def layers() -> ModuleType:
+def layers() -> SimpleNamespace:
     with mock.patch.dict(sys.modules, caffe=torchcaffe):
-        return importlib.import_module("hintkd.layers")
+        modules = {name: importlib.import_module(f"hintkd.layers.{module}")
+                   for name, module in {"SoftenedCrossEntropy": "softened_cross_entropy", "HintLoss": "hint_loss"}.items()}
+    return SimpleNamespace(**{name: getattr(module, name) for name, module in modules.items()})
 
 
 def build(cls: type, bottoms: list[Blob], phase: int = torchcaffe.TRAIN, **param: Any) -> tuple[Any, list[Blob]]:
@@ -81,7 +83,7 @@ CASES = [("SoftenedCrossEntropy", p) for p in SOFTENED] + [("HintLoss", {})]
 
 @pytest.mark.parametrize(("name", "param"), CASES)
 @pytest.mark.parametrize("bottom", [0, 1])
-def test_gradients_are_those_of_finite_differences(layers: ModuleType, name: str, param: dict, bottom: int) -> None:
+def test_gradients_are_those_of_finite_differences(layers: SimpleNamespace, name: str, param: dict, bottom: int) -> None:
     bottoms = maps() if name == "HintLoss" else logits()
     layer, tops = build(getattr(layers, name), bottoms, **param)
     expected = finite_differences(layer, bottoms, tops, bottom, weight=0.7)
@@ -92,7 +94,7 @@ def test_gradients_are_those_of_finite_differences(layers: ModuleType, name: str
 
 
 @pytest.mark.parametrize(("name", "param"), CASES)
-def test_torch_form_equals_numpy_form(layers: ModuleType, name: str, param: dict) -> None:
+def test_torch_form_equals_numpy_form(layers: SimpleNamespace, name: str, param: dict) -> None:
     bottoms = maps() if name == "HintLoss" else logits()
     layer, tops = build(getattr(layers, name), bottoms, **param)
     layer.forward(bottoms, tops)
@@ -107,7 +109,7 @@ def test_torch_form_equals_numpy_form(layers: ModuleType, name: str, param: dict
         np.testing.assert_allclose(tensor.grad.numpy(), blob.diff, atol=1e-13)
 
 
-def test_softened_cross_entropy_is_equation_2(layers: ModuleType) -> None:
+def test_softened_cross_entropy_is_equation_2(layers: SimpleNamespace) -> None:
     student, teacher = Blob([[np.log(3), 0.0]]), Blob([[0.0, 2 * np.log(4)]])
     layer, tops = build(layers.SoftenedCrossEntropy, [student, teacher, Blob([0])], **{"tau": 2, "lambda": 5})
     layer.forward([student, teacher, Blob([0])], tops)
@@ -115,14 +117,14 @@ def test_softened_cross_entropy_is_equation_2(layers: ModuleType) -> None:
     assert tops[0].data[0] == pytest.approx(-np.log(0.75) - 5 * (0.2 * np.log(soft[0]) + 0.8 * np.log(soft[1])))
 
 
-def test_hint_loss_is_half_the_squared_distance_per_item(layers: ModuleType) -> None:
+def test_hint_loss_is_half_the_squared_distance_per_item(layers: SimpleNamespace) -> None:
     bottoms = [Blob(np.zeros((2, 3, 1, 1))), Blob(np.full((2, 3, 1, 1), 2.0))]
     layer, tops = build(layers.HintLoss, bottoms)
     layer.forward(bottoms, tops)
     assert tops[0].data[0] == 6 * 4 / (2 * 2)
 
 
-def test_huge_logits_do_not_overflow(layers: ModuleType) -> None:
+def test_huge_logits_do_not_overflow(layers: SimpleNamespace) -> None:
     bottoms = [Blob([[1e4, -1e4]]), Blob([[-1e4, 1e4]]), Blob([1])]
     layer, tops = build(layers.SoftenedCrossEntropy, bottoms)
     layer.forward(bottoms, tops)
@@ -139,7 +141,7 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize(("schedule", "expected"), SCHEDULES)
-def test_lambda_follows_training_iterations_in_both_forms(layers: ModuleType, schedule: dict, expected: list[float]) -> None:
+def test_lambda_follows_training_iterations_in_both_forms(layers: SimpleNamespace, schedule: dict, expected: list[float]) -> None:
     bottoms = logits()
     tensors, counter = [torch.tensor(b.data) for b in bottoms], torch.zeros(1)
     layer, tops = build(layers.SoftenedCrossEntropy, bottoms, **{"tau": 3, "lambda": 5, "iter_size": 2, **schedule})
@@ -156,7 +158,7 @@ def test_lambda_follows_training_iterations_in_both_forms(layers: ModuleType, sc
         assert layer.blobs[0].data[0] == counter.item() == passes + 1
 
 
-def test_testing_neither_counts_nor_keeps_an_array_of_its_own(layers: ModuleType) -> None:
+def test_testing_neither_counts_nor_keeps_an_array_of_its_own(layers: SimpleNamespace) -> None:
     bottoms = logits()
     layer, tops = build(layers.SoftenedCrossEntropy, bottoms, phase=torchcaffe.TEST,
                         **{"lambda": 5, "schedule": "linear", "end": 1, "iterations": 4})
@@ -165,7 +167,7 @@ def test_testing_neither_counts_nor_keeps_an_array_of_its_own(layers: ModuleType
     assert layer.blobs[0].data[0] == 2 and layer.lambda_now == 3
 
 
-def test_fixed_lambda_needs_no_blob(layers: ModuleType) -> None:
+def test_fixed_lambda_needs_no_blob(layers: SimpleNamespace) -> None:
     assert build(layers.SoftenedCrossEntropy, logits())[0].blobs == []
 
 
@@ -179,12 +181,12 @@ def test_fixed_lambda_needs_no_blob(layers: ModuleType) -> None:
     ({"schedule": "linear"}, "needs iterations"),
     ({"steps": [3]}, "neither goes with another"),
 ])
-def test_bad_param_str_is_refused(layers: ModuleType, param: dict, complaint: str) -> None:
+def test_bad_param_str_is_refused(layers: SimpleNamespace, param: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         build(layers.SoftenedCrossEntropy, logits(), **param)
 
 
-def test_shapes_and_labels_that_do_not_fit_are_refused(layers: ModuleType) -> None:
+def test_shapes_and_labels_that_do_not_fit_are_refused(layers: SimpleNamespace) -> None:
     student, teacher, label = logits()
     with pytest.raises(ValueError, match=r"\(5, 4\) and the teacher's \(5, 3\)"):
         build(layers.SoftenedCrossEntropy, [student, Blob(np.zeros((5, 3))), label])
@@ -206,7 +208,8 @@ layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 5 } 
 ONE_LAYER = """
 layer { name: "loss" type: "Python" bottom: "student" bottom: "teacher" bottom: "label" top: "loss" loss_weight: 0.7
   propagate_down: true propagate_down: true propagate_down: false
-  python_param { module: "hintkd.layers" layer: "SoftenedCrossEntropy" param_str: '{"tau": 3, "lambda": 5, "tau_squared": true}' } }
+  python_param { module: "hintkd.layers.softened_cross_entropy" layer: "SoftenedCrossEntropy"
+    param_str: '{"tau": 3, "lambda": 5, "tau_squared": true}' } }
 """
 BUILT_IN = """
 layer { name: "hard" type: "SoftmaxWithLoss" bottom: "student" bottom: "label" top: "hard" loss_weight: 0.7

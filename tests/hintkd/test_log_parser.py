@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hintkd.log_parser import START_LINE, Log, Tail, parse
+from hintkd.stage.log import START_LINE, Log, Tail, parse
 
 PLAIN, WITH_RATE = "Iteration {}, loss = {:g}", "Iteration {} ({:g} iter/s, 2.5s/100 iters), loss = {:g}"
 BVLC = """I1120 21:05:28.123456 12345 solver.cpp:48] Initializing solver from parameters:

@@ -10,8 +10,8 @@ import torchcaffe
 from hintkd.backend import caffe_pb2, read_weights, write_text
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
-from hintkd.methods import METHODS, stages_of, teacher_stage
-from hintkd.stages import Stage
+from hintkd.methods.hint_2019 import METHODS, stages_of, teacher_stage
+from hintkd.methods.stage import Stage
 from tiny_data import write_dataset
 
 TITLES = {

@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 
 import torchcaffe
-from hintkd import nets, surgery
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, Experiment, ExternalTeacher, Options, ResNet
-from hintkd.nets import Pair
+from hintkd.nets import stages as nets
+from hintkd.nets.stages import Pair, surgery
 
 NARROW = (4, 8, 16)
 

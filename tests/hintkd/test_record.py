@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hintkd import record
 from hintkd.experiment import DATASETS, Experiment, ResNet
-from hintkd.progress import clock
-from hintkd.record import Run, best, changes, fingerprints
+from hintkd.run.progress import clock
+from hintkd.study import record
+from hintkd.study.record import Run, best, changes, fingerprints
 
 
 def experiment(**changes: object) -> Experiment:
@@ -40,7 +40,7 @@ def test_all_data_that_were_read_are_named_by_their_fingerprint() -> None:
 
 
 def test_outside_a_git_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "study" / "record.py"))
     assert record.commit() == {"commit": None, "dirty": None}
 
 

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 import synthetic
-from hintkd import report
-from hintkd.choices import CHOICES, OPEN_OPTIONS
 from hintkd.experiment import Options
-from hintkd.measured import read_groups
-from hintkd.tables import find_table
+from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
+from hintkd.results import report
+from hintkd.results.measured import read_groups
+from hintkd.study.table import find_table
 
 TABLE1, TABLE3 = find_table("table1"), find_table("table3")
 
@@ -148,5 +148,5 @@ def test_the_terminals_table(tmp_path):
 
 
 def test_matplotlib_is_imported_for_drawing_alone():
-    code = "import sys, hintkd.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, hintkd.results.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode == 0

@@ -18,13 +18,13 @@ import pytest
 
 import tiny
 import torchcaffe
-from hintkd import run_stage
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import StageFailed
-from hintkd.log_parser import parse
-from hintkd.run_stage import run, run_together
+from hintkd.stage import program as run_stage
+from hintkd.stage.log import parse
+from hintkd.stage.program import run, run_together
 
-PYTHON = Path(run_stage.__file__).parents[1]
+PYTHON = Path(run_stage.__file__).parents[2]
 FINAL = "snapshot_iter_60.caffemodel"
 
 
@@ -204,7 +204,7 @@ def test_the_caller_keeps_its_own_output(capfd: pytest.CaptureFixture[str]) -> N
 
 
 def command(*arguments: str, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "hintkd.run_stage", *arguments], text=True, stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-m", "hintkd.stage.program", *arguments], text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(PYTHON)}, **more)
 
 
@@ -390,7 +390,7 @@ def test_the_linter_takes_it_for_python_3_8() -> None:
 
 
 def test_it_starts_without_torch_protobuf_or_torchcaffe() -> None:
-    code = "import sys, hintkd.run_stage; print(sorted({'torch', 'google.protobuf', 'torchcaffe', 'lmdb'} & set(sys.modules)))"
+    code = "import sys, hintkd.stage.program; print(sorted({'torch', 'google.protobuf', 'torchcaffe', 'lmdb'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PYTHON)}, capture_output=True, text=True,
                           check=True)
     assert done.stdout == "[]\n"

@@ -17,18 +17,18 @@ import pytest
 
 import tiny
 import torchcaffe
-from hintkd import runner as runner_module
 from hintkd.backend import read_net, read_solver, read_weights, write_weights
 from hintkd.errors import UserError
-from hintkd.estimate import estimate, makespan
-from hintkd.executor import Interpreter, LocalExecutor
-from hintkd.runner import Plan, Runner, publish_weights, ranks
-from hintkd.stages import Stage, Weights
+from hintkd.methods.stage import Stage, Weights
+from hintkd.run import runner as runner_module
+from hintkd.run.estimate import estimate, makespan
+from hintkd.run.executor import Interpreter, LocalExecutor
+from hintkd.run.runner import Plan, Runner, publish_weights, ranks
 from running import Immediate, Watcher, chain, interpreter, run, setting, weights_of
 
 pytestmark = pytest.mark.usefixtures("workspace")
 HERE = Path(__file__).parent
-PYTHON = Path(runner_module.__file__).parents[1]
+PYTHON = Path(runner_module.__file__).parents[2]
 
 
 def test_sources_run_first_and_the_longest_chain_goes_first() -> None:
@@ -268,10 +268,10 @@ import os, sys
 sys.path[:0] = {path!r}
 import tiny
 from hintkd.backend import engine
-from hintkd.executor import Interpreter, LocalExecutor
-from hintkd.keys import Setting
-from hintkd.runner import Plan, Runner
-from hintkd.stages import Stage, Weights
+from hintkd.run.executor import Interpreter, LocalExecutor
+from hintkd.run.keys import Setting
+from hintkd.run.runner import Plan, Runner
+from hintkd.methods.stage import Stage, Weights
 from test_runner import Watcher
 first = Stage("first", tiny.net(), tiny.solver(iterations=200))
 second = Stage("second", tiny.net(), tiny.solver(2, iterations=6000), weights_in=(Weights(first, layers=("hidden",)),))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hintkd.backend import caffe_pb2
-from hintkd.stages import Stage, Weights
+from hintkd.methods.stage import Stage, Weights
 
 
 def stage(title: str = "kd", seed: int = 1, **more: object) -> Stage:

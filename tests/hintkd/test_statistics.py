@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hintkd.statistics import Spread, against_best, difference, ensemble_accuracy, over_nets, overall, reproduced, spread, verdict
+from hintkd.results.verdicts import Spread, against_best, difference, ensemble_accuracy, over_nets, overall, reproduced, spread, verdict
 
 VALUES = st.dictionaries(st.tuples(st.integers(1, 3), st.integers(1, 4)), st.integers(0, 1000).map(lambda tenths: tenths / 8), min_size=1)
 

@@ -7,9 +7,9 @@ import pytest
 from google.protobuf import text_format
 
 import torchcaffe
-from hintkd import surgery
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
+from hintkd.nets import surgery
 
 VARIED = """
 layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 17 dim: 23 } } }

@@ -9,8 +9,8 @@ import yaml
 
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES
-from hintkd.report import published_gain
-from hintkd.tables import Claim, Operand, find_table, load_table, table_names
+from hintkd.results.report import published_gain
+from hintkd.study.table import Claim, Operand, find_table, load_table, table_names
 
 NAMES = [*(f"table{k}" for k in range(1, 7)), "demo", *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10))]
 

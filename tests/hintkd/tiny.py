@@ -10,7 +10,7 @@ import lmdb
 import numpy as np
 
 from hintkd.backend import caffe_pb2
-from hintkd.stages import Stage, Weights
+from hintkd.methods.stage import Stage, Weights
 
 CLASSES, TRAIN, TEST = 4, 64, 40
 

@@ -6,7 +6,7 @@ import torch
 from google.protobuf import text_format
 from torch import Tensor
 
-from torchcaffe.blob import Blob
+from torchcaffe.graph.blob import Blob
 from torchcaffe.layers import LAYERS
 from torchcaffe.layers.base import Context, Layer
 from torchcaffe.proto import caffe_pb2

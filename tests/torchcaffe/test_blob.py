@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from torchcaffe.blob import Blob, check_shape
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph.blob import Blob, check_shape
 
 CPU = torch.device("cpu")
 

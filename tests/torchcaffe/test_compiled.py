@@ -8,8 +8,8 @@ import torch
 import torchcaffe as caffe
 from nets import MLP, feed, parameters, resnet8, write_solver
 from torchcaffe import cli
-from torchcaffe.compiled import Compiled
 from torchcaffe.errors import CaffeError
+from torchcaffe.step.compiled import Compiled
 
 DUMMY = """
 layer { name: "data" type: "DummyData" top: "data" top: "target" dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 dim: 2 } } }

@@ -5,9 +5,8 @@ import torch
 
 import torchcaffe as caffe
 from nets import conv, feed, parameters, resnet8, write_solver, zero_padded
-from torchcaffe import folding
-from torchcaffe.folding import Folded, FoldedSum
-from torchcaffe.step import Program
+from torchcaffe.step.folding import Folded, FoldedSum
+from torchcaffe.step.program import Program, folding
 
 FROZEN = "param { lr_mult: 0 decay_mult: 0 }"
 

@@ -1,7 +1,8 @@
 """Filtering by state and inserted splits, as Caffe does them."""
 import pytest
 
-from torchcaffe import CaffeError, graph
+from torchcaffe import CaffeError
+from torchcaffe.graph import filter as graph
 from torchcaffe.proto import caffe_pb2, prototxt
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from torchcaffe import memory
+from torchcaffe.step import memory
 
 PROGRAM = """
 import resource, torch
-from torchcaffe import memory
+from torchcaffe.step import memory
 
 def faults(count, size):
     [torch.empty(size).fill_(1) for _ in range(count)]

@@ -13,7 +13,7 @@ import torch
 import torchcaffe as caffe
 from lmdbs import batches, data_layer, net, numbered, write_images
 from nets import write_solver
-from torchcaffe import parallel
+from torchcaffe.train import parallel
 
 LAYERS = """
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 4 kernel_size: 3

@@ -10,7 +10,7 @@ import torchcaffe as caffe
 from nets import MLP, conv, parameters, write_solver
 from torchcaffe import formats
 from torchcaffe.errors import CaffeError
-from torchcaffe.together import Together, solve_together
+from torchcaffe.train.together import Together, solve_together
 
 FROZEN = "param { lr_mult: 0 decay_mult: 0 } "
 

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchcaffe as caffe
 from lmdbs import data_layer, numbered, write_images
-from torchcaffe import graph
 from torchcaffe.cli import main
+from torchcaffe.graph import filter as graph
 from torchcaffe.proto import prototxt
 from torchcaffe.tools import summary
 from torchcaffe.tools.outline import outline

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from torchcaffe import formats, graph
-from torchcaffe.blob import Shape
+from torchcaffe import formats
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph import filter as graph
+from torchcaffe.graph.blob import Shape
 from torchcaffe.layers import LAYERS, Layer
 from torchcaffe.net import TEST, Net
 from torchcaffe.proto import caffe_pb2, prototxt

@@ -1,6 +1,6 @@
 """What a layer is: its parameters, the shapes of its tops, and one differentiable function from bottoms to tops.
 
-Everything else (blobs, diffs, backward, sharing, the training step) is derived from these by net.py and step.py.
+Everything else (blobs, diffs, backward, sharing, the training step) is derived from these by net.py and step/
 A layer registers itself under Caffe's type name:
 
     @layer("Sigmoid")
@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchcaffe.blob import Blob, check_shape
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph.blob import Blob, check_shape
 from torchcaffe.layers.fillers import Fill, filler
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.streams import Streams
@@ -47,7 +47,7 @@ class Context:
     dtype: torch.dtype = torch.float32
     precision: str = "fp32"                     # of whole iterations, settings.set_precision
     share: tuple[int, int] = (0, 1)             # (r, n): of n solvers that train together, this is number r
-    traced: bool = False                        # a pass is being traced (compiled.py): its values are not there to be looked at
+    traced: bool = False                        # a pass is being traced (step/compiled.py): its values are not there to be looked at
 
 
 class Layer:
@@ -70,7 +70,7 @@ class Layer:
       params            tensors of the parameters, in the order they were declared; made by the net, shared or not
       blobs             the same parameters as blobs
       cursor            how many forward passes have drawn or read something; the whole state of a data or dropout layer
-      clock             the cursor in device memory, in a pass that capture.py runs
+      clock             the cursor in device memory, in a pass that step/capture.py runs
       state             tensors that a pass leaves for the next one, for layers that carry something on (recurrent ones)
       varies            the tops may have another shape in each pass, although the bottoms have not (images read one by one)
     """

@@ -110,7 +110,7 @@ class Data(Source):
     def reside(self, limit: int) -> None:
         """Keep all records on this layer's device as they are stored, a byte per value, if they have one shape and `limit` bytes hold them.
 
-        Passes that capture.py runs then need nothing of the host.
+        Passes that step/capture.py runs then need nothing of the host.
         """
         if self.resident is None and not self.varies and self.images.count * prod(self.images.shape) <= limit:
             with self.naming_errors():

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from torchcaffe.blob import Blob
+from torchcaffe.graph.blob import Blob
 from torchcaffe.layers.base import Layer, Shape, layer
 from torchcaffe.proto import caffe_pb2
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from torchcaffe import settings
 from torchcaffe.alias import installed
-from torchcaffe.blob import Blob
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph.blob import Blob
 from torchcaffe.layers.base import Layer, Shape, layer
 
 

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from google.protobuf import text_format
 
-from torchcaffe import graph, settings
-from torchcaffe.build import check_differentiable
+from torchcaffe import settings
 from torchcaffe.data.images import read_list
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph import filter as graph
+from torchcaffe.graph.build import check_differentiable
 from torchcaffe.layers.base import LAYERS
 from torchcaffe.layers.window_data import read_windows
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt, upgrade
 from torchcaffe.proto.prototxt import nearest
-from torchcaffe.solver import Solver
 from torchcaffe.tools.outline import READERS, outline, placed
+from torchcaffe.train.solver import Solver
 
 SOURCES = ("data_param", "hdf5_data_param", "image_data_param", "infogain_loss_param", "window_data_param")
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchcaffe import formats, graph, settings
+from torchcaffe import formats, settings
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph import filter as graph
 from torchcaffe.layers.base import LAYERS, Context, Shape
 from torchcaffe.net import Net
 from torchcaffe.proto import caffe_pb2, prototxt

@@ -9,9 +9,9 @@ from math import prod
 from rich.console import Console
 from rich.table import Table
 
-from torchcaffe import graph
-from torchcaffe.blob import Blob
-from torchcaffe.build import Node
+from torchcaffe.graph import filter as graph
+from torchcaffe.graph.blob import Blob
+from torchcaffe.graph.build import Node
 from torchcaffe.net import Net
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.tools import Add, add_state

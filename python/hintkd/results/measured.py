@@ -1,0 +1,260 @@
+"""What was measured: the records in results/measured, read, checked and gathered into groups that may stand in one table.
+
+Records of one folder that were measured under different conditions (scale, options, device, engine ...) never share a table: each
+set of conditions is a Group of its own.  Claims are judged here; how a group is shown is the report's business.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hintkd.errors import UserError
+from hintkd.results import verdicts as statistics
+from hintkd.results.verdicts import Spread, Values, Verdict
+from hintkd.study.table import TEACHER, Claim, Operand, Table, find_table, load_table
+
+Curve = list[tuple[int, float]]                              # (iteration, value), by rising iteration
+OF_A_ROW = ("tau", "lambda", "bn_fraction_of_run")           # choices that may differ between the rows of a table
+AGAIN = "delete it and run `hintkd reproduce` again"
+TAIL = 0.1                                                   # the end of a hint loss: its mean over this part of the curve
+
+
+class _Read(BaseModel):
+    """A part of a record; what is not named here is for others."""
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Best(_Read):
+    value: float
+    iteration: int
+
+
+class StageResult(_Read):
+    title: str
+    key: str
+    iterations: int
+    wall_s: float
+    loss: Curve = []
+    train: dict[str, Curve] = {}
+    test: dict[str, Curve] = {}
+    inexact: bool = False
+    together: int = 1                                        # how many trained side by side, this one among them
+
+
+class Provenance(_Read):
+    machine: str
+    cpu: str | None = None
+    cores: int | None = None
+    gpu: str | None = None
+    threads: int | None = None
+    device: str
+    precision: str
+    python: str | None = None
+    torch: str | None = None
+    engine: str | None = None
+    backend: str
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class Record(_Read):
+    """One trained net: hintkd.study.record writes it.  Rates are fractions, 0 to 1."""
+    schema_: Literal[1] = Field(alias="schema")
+    table: str
+    method: str
+    net: int
+    repeat: int = 1
+    scale: float
+    seed: int
+    options: dict[str, Any]
+    choices: dict[str, Any] = {}
+    metric: str
+    last: dict[str, float]
+    best: dict[str, Best]
+    iterations: tuple[int, ...]
+    wall_s: float
+    stages: tuple[StageResult, ...]
+    provenance: Provenance
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        return self.repeat, self.net
+
+    def conditions(self) -> dict[str, str]:
+        """What the records of one table share."""
+        p = self.provenance
+        shared = {"scale": f"{self.scale:g}", "seed": str(self.seed - self.repeat + 1), "device": p.gpu or p.device,
+                  "precision": p.precision, "backend": p.backend, "engine": p.engine or "not recorded"}
+        networks = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
+        return {**shared, **{name: str(value) for name, value in self.options.items()}, **networks}
+
+    def percent(self, metric: str, which: str = "last") -> float:
+        """The result in a table's metric, after the last iteration or at the best test."""
+        value = self.last[self.metric] if which == "last" else self.best[self.metric].value
+        return 100 * value if metric == "accuracy" else 100 * (1 - value)
+
+    def hint_losses(self) -> dict[str, Curve]:
+        """Per pair ("1", "2", "3"; "" for a single one) the loss of Stage 1 divided by its first value; steps follow each other."""
+        curves: dict[str, Curve] = {}
+        begun = 0
+        for stage in self.stages[:-1]:
+            for name, curve in stage.train.items():
+                found = re.fullmatch(r"hint(\d*)_loss", name)
+                if found and curve and curve[0][1]:
+                    curves[found[1]] = [(begun + iteration, value / curve[0][1]) for iteration, value in curve]
+            begun += stage.iterations
+        return curves
+
+    def measure(self, claim: Claim, table: Table) -> float | None:
+        """What a claim compares, so that more is better; None if the record does not have it."""
+        if claim.measure == "":
+            value = self.percent(table.metric)
+            return value if table.metric == "accuracy" else -value
+        if claim.measure == "training loss":
+            begin, end = table.window or (0, table.schedule.iterations)
+            values = [value for iteration, value in self.stages[-1].loss if begin * self.scale <= iteration <= end * self.scale]
+        else:
+            curve = self.hint_losses().get(claim.measure.removeprefix("hint loss "), [])
+            values = [value for _, value in curve[-max(1, round(TAIL * len(curve))):]]
+        return -sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim, the gain of its better side, and what that means; `reason` says why it could not be judged."""
+    claim: Claim
+    gain: Spread | None
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The records of one table under one set of conditions."""
+    name: str                                                # of the folder they lie in
+    table: Table
+    records: tuple[Record, ...]
+    ensembles: dict[str, float] = field(default_factory=dict)   # method -> accuracy of its nets together, a fraction
+    apart: tuple[str, ...] = ()                              # conditions in which it differs from the folder's other groups
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        return self.records[0].conditions()
+
+    @property
+    def scale(self) -> float:
+        return self.records[0].scale
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it ran the paper's own schedule, so that published values can be compared."""
+        return self.scale == 1
+
+    @cached_property
+    def repeats(self) -> list[int]:
+        return sorted({record.repeat for record in self.records})
+
+    def of(self, method: str) -> list[Record]:
+        """Its records, by replication and net."""
+        return sorted((record for record in self.records if record.method == method), key=lambda record: record.cell)
+
+    def values(self, method: str, which: str = "last") -> Values:
+        """Percent in the table's metric, per (replication, net)."""
+        return {record.cell: record.percent(self.table.metric, which) for record in self.of(method)}
+
+    def _compared(self, operand: Operand, claim: Claim) -> Values:
+        values = {record.cell: value for record in self.of(operand.method) if (value := record.measure(claim, self.table)) is not None}
+        if claim.measure.startswith("hint loss"):            # nets share Stage 1: it counts once in each replication
+            return {(repeat, 1): value for (repeat, _), value in sorted(values.items(), reverse=True)}
+        return values
+
+    def judge(self, claim: Claim, groups: Sequence[Group]) -> Judgement:
+        """Whether a claim holds here; `groups` are searched for the other table that it names."""
+        sides: list[Values] = []
+        for operand in (claim.left, claim.right):
+            source = self if operand.table is None else self._like_this(operand.table, groups)
+            values = source._compared(operand, claim) if source else {}
+            if not values:
+                what = f"{operand.table}/{operand.method}" if operand.table else operand.method
+                return Judgement(claim, None, "not judged", f"{what} was not measured{' under these conditions' if operand.table else ''}")
+            sides.append(values)
+        left, right = sides
+        if claim.right.method == TEACHER:
+            right = statistics.over_nets(right, left)
+        elif claim.left.method == TEACHER:
+            left = statistics.over_nets(left, right)
+        gain = statistics.against_best(left, right) if claim.left.best else statistics.difference(left, right)
+        if gain is not None and not claim.better:
+            gain = Spread(-gain.mean, gain.deviation, gain.n)
+        reason = "the two have no net in common" if gain is None else "one value only, so there is no standard error"
+        return Judgement(claim, gain, statistics.verdict(gain), "" if gain and gain.error is not None else reason)
+
+    def _like_this(self, table: str, groups: Sequence[Group]) -> Group | None:
+        """The group of another table that was measured under the same conditions, networks and data apart."""
+        def setting(group: Group) -> dict[str, str]:
+            return {name: value for name, value in group.conditions.items() if name not in group.records[0].choices}
+        return next((group for group in groups if group.table.name == table and setting(group) == setting(self)), None)
+
+
+# ------------------------------------------------------------------------------------------------------------------- reading
+
+def read_record(path: Path) -> Record:
+    """A record from its file.  Raises UserError naming the file and the field that is wrong."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: not a record of a run: {place + ': ' if place else ''}{first['msg']}; {AGAIN}") from None
+    for which in (record.last, record.best):
+        if record.metric not in which:
+            raise UserError(f"{path}: its metric {record.metric!r} is not among its results {sorted(which)}; {AGAIN}")
+    return record
+
+
+def read_groups(measured: Path, name: str | None = None) -> list[Group]:
+    """All that was measured, in the paper's order of tables; `name` asks for one folder.
+
+    Raises UserError for a damaged record, and for one of a table that is not known.
+    """
+    groups: list[Group] = []
+    for folder in sorted(path for path in measured.glob("*") if path.is_dir() and name in (None, path.name)):
+        files = sorted(folder.glob("**/net*.json"))
+        if files:
+            records = [read_record(path) for path in files]
+            groups += _apart(folder, _table_of(folder, records[0]), records)
+    return sorted(groups, key=lambda group: (*_order(group.table.name), -group.scale, group.name))
+
+
+def _apart(folder: Path, table: Table, records: Sequence[Record]) -> list[Group]:
+    by_conditions: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    for record in records:
+        by_conditions.setdefault(tuple(record.conditions().items()), []).append(record)
+    differing = sorted({name for one in by_conditions for name, value in one if any((name, value) not in other for other in by_conditions)})
+    ensembles = {path.parent.name: float(json.loads(path.read_text())["ensemble"]) for path in sorted(folder.glob("*/ensemble.json"))}
+    return [Group(folder.name, table, tuple(members), ensembles if len(by_conditions) == 1 else {}, tuple(differing))
+            for members in by_conditions.values()]
+
+
+def _table_of(folder: Path, record: Record) -> Table:
+    """The table that a folder's records belong to: table.yaml beside them, or the paper's of the name they give."""
+    own = folder / "table.yaml"
+    if own.is_file():
+        return load_table(own)
+    try:
+        return find_table(record.table)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}; a table of your own belongs beside its results, as {own}") from None
+
+
+def _order(name: str) -> tuple[bool, str, int]:
+    found = re.match(r"(\D*)(\d*)", name)
+    assert found
+    return not name.startswith("table"), found[1], int(found[2] or 0)

@@ -1,0 +1,398 @@
+"""Published against measured: results/report.md with its figures, and the table that the terminal shows after a run.
+
+What was measured and which claims hold comes from measured.py, what was published from study/table.py, pictures from figures.py.  The same
+records give the same bytes: nothing here says when it was rendered.
+"""
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Group as Renderables
+from rich.console import RenderableType
+from rich.table import Table as Grid
+from rich.text import Text
+
+from hintkd.experiment import Options
+from hintkd.files import write_file
+from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
+from hintkd.nets.stages import KD_LOSS
+from hintkd.results.measured import Group, Judgement, Record, read_groups
+from hintkd.results.verdicts import REPRODUCED, Spread, Verdict, overall, reproduced, spread
+from hintkd.study.table import TEACHER, Claim, Network, Operand, Table, find_table, table_names
+
+MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"), Path("results/figures")
+COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}
+SHARED = ("Nets of one run share their teacher and Stage 1, so their spread understates the noise; `--repeats` runs complete replications, "
+          "over which a verdict is then taken.")
+READING = f"""\
+Values are percent of the test set after the last iteration, measured from the saved weights; `best` is the best of the tests on the way.
+An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed averages are
+truncated.  A mean of the full schedule counts as reproduced within {REPRODUCED["accuracy"]} points of accuracy or {REPRODUCED["error"]}
+points of error.  Runs of another scale are not comparable with published values, and no difference is shown for them.
+
+A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  It is judged on the paired differences between
+nets of the same number, which share their seed: it *holds* or *does not hold* where the mean difference is at least two standard errors,
+and is *within noise* otherwise.  {SHARED}
+"""
+
+
+# ---------------------------------------------------------------------------------------------------------------- the document
+
+def write_report(root: Path = Path()) -> Path:
+    """Render all that was measured in a workspace; the report's path.  Without matplotlib there are no figures, and it says so.
+
+    Raises UserError for a damaged record.
+    """
+    groups = read_groups(root / MEASURED)
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    pictures = {stem: _draw(group, stem, root) for stem, group in zip(_stems(groups), groups, strict=True)} if drawn else None
+    write_file(root / REPORT, render(groups, pictures))
+    return root / REPORT
+
+
+def render(groups: Sequence[Group], pictures: Mapping[str, Sequence[tuple[str, str]]] | None) -> str:
+    """The report as Markdown; `pictures` are (caption, path relative to the report) by group, None where nothing can be drawn."""
+    parts = ["# Published against measured\n"]
+    if not groups:
+        parts.append("Nothing was measured yet: `hintkd reproduce table3 --scale 0.05` makes a beginning.\n")
+    else:
+        parts += [READING, _overview(groups)]
+    missing = [name for name in table_names() if name not in {group.table.name for group in groups}]
+    if groups and missing:
+        parts.append(f"Not measured: {', '.join(missing)}.\n")
+    if pictures is None:
+        parts.append("There are no figures, because matplotlib is not installed: `pip install 'hintkd[report]'`.\n")
+    for stem, group in zip(_stems(groups), groups, strict=True):
+        shown = (pictures or {}).get(stem, [])
+        parts += [*_section(group, groups), *(f"![{caption}]({path})\n" for caption, path in shown), _evidence(group)]
+    parts += ["## What the paper leaves open\n", "Options, with what was used:\n", _options(groups), "Choices:\n",
+              _markdown(["point", "in the paper", "here"], *(list(choice) for choice in CHOICES))]
+    return "\n".join(parts)
+
+
+def _stems(groups: Sequence[Group]) -> list[str]:
+    """A name for each group: its folder's, numbered where a folder's records do not belong together."""
+    seen: Counter[str] = Counter()
+    stems = []
+    for group in groups:
+        seen[group.name] += 1
+        stems.append(group.name + (f"-{seen[group.name]}" if seen[group.name] > 1 else ""))
+    return stems
+
+
+def heading(group: Group) -> str:
+    """The table, what was changed in it, its scale, and what sets the group apart from others of its folder."""
+    changed = "" if group.table.name in table_names() else f" ({group.table.name})"
+    apart = [f"{name.replace('_', ' ')} {group.conditions.get(name, 'not recorded')}" for name in group.apart if name != "scale"]
+    return ", ".join([group.table.title + changed, *([] if group.is_full else [f"scale {group.scale:g}"]), *apart])
+
+
+def _overview(groups: Sequence[Group]) -> str:
+    rows = []
+    for group in groups:
+        means = [_is_reproduced(group, method) for method in group.table.methods]
+        known = [each for each in means if each is not None]
+        counts = Counter[Verdict](judgement.verdict for judgement in judgements(group, groups)[0])
+        rows.append([heading(group), f"{group.scale:g}", group.conditions["device"], f"{len(group.records)} of {_expected(group)}",
+                     f"{sum(known)} of {len(known)}" if known else "not comparable" if not group.is_full else "none published",
+                     ", ".join(f"{verdict}: {counts[verdict]}" for verdict in COLOURS if counts[verdict])])
+    return _markdown(["table", "scale", "device", "nets measured", "means reproduced", "claims"], *rows)
+
+
+def _expected(group: Group) -> int:
+    return len(group.repeats) * sum(1 if method == TEACHER else group.table.nets for method in group.table.methods)
+
+
+def _is_reproduced(group: Group, method: str) -> bool | None:
+    """None where a published mean or a full-schedule one is missing."""
+    found, published = overall(group.values(method)), group.table.row(method).published_mean
+    return reproduced(found.mean, published, group.table.metric) if found and published is not None and group.is_full else None
+
+
+# ------------------------------------------------------------------------------------------------------------------- sections
+
+def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
+    """One group: what was run, its values, its claims."""
+    table, conditions = group.table, group.conditions
+    yield f"## {heading(group)}\n"
+    yield f"{table.about}.  Source: {table.source}.\n" if table.about else f"Source: {table.source}.\n"
+    yield f"{_networks(table)}  {_schedule(group)}\n"
+    if not group.is_full:
+        yield (f"**Scale {group.scale:g}: every schedule is {group.scale:g} times its length, so that these values are not comparable "
+               "with published ones.**\n")
+    options = [f"{name} {conditions[name]} (default {value})" for name, value in Options().as_dict().items()
+               if conditions.get(name, str(value)) != str(value)]
+    yield (f"Seed {conditions['seed']}, {conditions['device']}, {conditions['precision']}, {conditions['engine']}"
+           + (f" on {conditions['backend']}" if conditions["backend"] not in conditions["engine"] else "")
+           + f".  Options: {', '.join(options) if options else 'all as by default'}.\n")
+    if table.departures:
+        yield "Departs from the paper:\n"
+        yield "".join(f"- {text}\n" for text in table.departures)
+    yield values_table(group)
+    absent = _absent(group)
+    if absent:
+        yield f"Not measured: {', '.join(absent)}.\n"
+    if group.ensembles:
+        metric = table.metric
+        yield (f"The nets of a method together, by the mean of their class probabilities ({metric}, %): "
+               + ", ".join(f"{method} {_percent(value, metric):.2f}" for method, value in sorted(group.ensembles.items())) + ".\n")
+    claims, controls = judgements(group, groups)
+    if claims:
+        yield "What the paper claims:\n"
+        yield _claims(claims, table)
+    if controls:
+        yield "Against the control, KD for as many iterations as Stage 1 and Stage 2 together (not in the paper):\n"
+        yield _claims(controls, table)
+    if table.notes:
+        yield "".join(f"- {text}\n" for text in table.notes)
+
+
+def _networks(table: Table) -> str:
+    def name(network: Network) -> str:
+        return f"ResNet-{network.depth} ({', '.join(map(str, network.widths))} filters)"
+    if table.teacher is None:
+        return f"Student {name(table.student)}, without a teacher."
+    if table.teacher.weights is not None:
+        return f"Teacher {table.teacher.weights}, student {name(table.student)}."
+    fall = 1 - table.student.depth / table.teacher.depth
+    regressor = ", with a regressor" if table.regressor else ""
+    return f"Teacher {name(table.teacher)}, student {name(table.student)}{regressor}: depth falls by {100 * fall:.0f} %."
+
+
+def _schedule(group: Group) -> str:
+    """The iterations of every kind of stage, as they were run."""
+    run = group.table.schedule.scaled(group.scale)
+    steps = " + ".join(f"{count:,}" for count in run.layerwise_iterations)
+    modules = f", SL-ResNet {run.sl_iterations:,} per module" if "sl-resnet" in group.table.methods else ""
+    return (f"Iterations: teacher {run.teacher_iterations:,}, plain training and Stage 2 {run.iterations:,}, Stage 1 "
+            f"{run.hint_iterations:,} at once or {steps} pair by pair{modules}; tau {group.table.tau:g}, lambda {group.table.lambda_:g}.")
+
+
+def _absent(group: Group) -> list[str]:
+    """The nets that the table has and the group has not, in words."""
+    found = []
+    for repeat in group.repeats:
+        of = f" of replication {repeat}" if len(group.repeats) > 1 else ""
+        for method in group.table.methods:
+            wanted = [1] if method == TEACHER else list(range(1, group.table.nets + 1))
+            missing = [net for net in wanted if (repeat, net) not in group.values(method)]
+            if missing == wanted:
+                found.append(method + of)
+            elif missing:
+                found.append(f"{method} net {', '.join(map(str, missing))}{of}")
+    return found
+
+
+def values_table(group: Group) -> str:
+    """Per method what was published and measured, their difference, and the best: a column per net, their mean and standard deviation."""
+    nets = max([group.table.nets, *(record.net for record in group.records)])
+    head = ["method", f"{group.table.metric}, %", "scale", *(f"net {net}" for net in range(1, nets + 1)), "mean", "standard deviation"]
+    return _markdown(head, *(row for method in group.table.methods for row in _method_rows(group, method, nets)))
+
+
+def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
+    row, scale, digits = group.table.row(method), f"{group.scale:g}", _digits(group.table)
+    name = [method, ""]
+    if row.published_mean is not None:
+        paper = spread(row.published)
+        cells = [f"{value:.2f}" for value in row.published] or [f"{row.published_mean:.2f}"] * (method == TEACHER)
+        yield [method, "published", "1", *_filled(cells, nets), f"{row.published_mean:.{digits}f}", _deviation(paper, digits)]
+        name = ["", ""]
+    values, best = group.values(method), group.values(method, "best")
+    for repeat in group.repeats:
+        label = f", replication {repeat}" if len(group.repeats) > 1 else ""
+        for which, of in (("measured", values), ("best", best)):
+            mine = {net: value for (r, net), value in of.items() if r == repeat}
+            found = spread(list(mine.values()))
+            if found is None:
+                continue
+            yield [name[0], which + label, scale, *(f"{mine[net]:.2f}" if net in mine else "" for net in range(1, nets + 1)),
+                   f"{found.mean:.{digits}f}", _deviation(found, digits)]
+            name = ["", ""]
+    total, verdict = overall(values), _is_reproduced(group, method)
+    if total is None and row.published_mean is None:
+        yield [method, "not measured", *_filled([], nets), "", "", ""]
+    if total is not None and len(group.repeats) > 1:
+        yield ["", "measured, over replications", scale, *_filled([], nets), f"{total.mean:.{digits}f}", _deviation(total, digits)]
+    if total is not None and verdict is not None and row.published_mean is not None:
+        pairs = [(values.get((1, net)), printed) for net, printed in enumerate(row.published, start=1)] if len(group.repeats) == 1 else []
+        cells = [f"{mine - printed:+.2f}" if mine is not None else "" for mine, printed in pairs]
+        yield ["", "difference", scale, *_filled(cells, nets), f"{total.mean - row.published_mean:+.{digits}f}",
+               "reproduced" if verdict else "not reproduced"]
+
+
+def _filled(cells: Sequence[str], count: int) -> list[str]:
+    return [*cells, *[""] * (count - len(cells))]
+
+
+def _digits(table: Table) -> int:
+    """Decimals of a mean: a net's error on 10,000 images has two."""
+    return 3 if table.metric == "error" else 2
+
+
+def _deviation(found: Spread | None, digits: int) -> str:
+    return "" if found is None or found.deviation is None else f"{found.deviation:.{digits}f}"
+
+
+def _percent(value: float, metric: str) -> float:
+    return 100 * value if metric == "accuracy" else 100 * (1 - value)
+
+
+# --------------------------------------------------------------------------------------------------------------------- claims
+
+def judgements(group: Group, groups: Sequence[Group]) -> tuple[list[Judgement], list[Judgement]]:
+    """The paper's claims and our comparisons with the control, judged."""
+    claims, controls = ([group.judge(Claim.parse(text), groups) for text in texts] for texts in (group.table.claims, group.table.controls))
+    return claims, controls
+
+
+def _claims(found: Sequence[Judgement], table: Table) -> str:
+    return _markdown(["claim", "gain in the paper", "gain here", "standard error", "verdict"], *([
+        f"`{each.claim.text}`", "" if (gain := published_gain(each.claim, table)) is None else f"{gain:+.{_digits(table)}f}",
+        *_gain(each, _digits(table)), f"**{each.verdict}**" + (f": {each.reason}" if each.reason else "")] for each in found))
+
+
+def _gain(judgement: Judgement, digits: int) -> tuple[str, str]:
+    """The gain with its number of samples, and its standard error."""
+    gain = judgement.gain
+    digits = 3 if judgement.claim.measure else digits
+    if gain is None:
+        return "", ""
+    return f"{gain.mean:+.{digits}f}", "" if gain.error is None else f"{gain.error:.{digits}f} (n = {gain.n})"
+
+
+def published_gain(claim: Claim, table: Table) -> float | None:
+    """By how much the better side of a claim is better in print, in points; None where a value was not printed."""
+    if claim.measure:
+        return None
+
+    def printed(operand: Operand) -> float | None:
+        row = (find_table(operand.table) if operand.table else table).row(operand.method)
+        if operand.best and row.published:
+            return max(row.published) if table.metric == "accuracy" else min(row.published)
+        return row.published_mean
+    left, right = printed(claim.left), printed(claim.right)
+    if left is None or right is None:
+        return None
+    return (left - right) * (1 if claim.better else -1) * (1 if table.metric == "accuracy" else -1)
+
+
+# ------------------------------------------------------------------------------------------------------------------- evidence
+
+def evidence(record: Record, name: str, metric: str) -> str:
+    """One line that says where a result comes from."""
+    p = record.provenance
+    repeat = f"repeat{record.repeat}/" if record.repeat > 1 else ""
+    unit = "%" if metric == "accuracy" else "% error"
+    threads = f"{p.threads} thread{'s' * (p.threads > 1)}" if p.threads and not p.gpu else None
+    where = ", ".join(filter(None, [p.machine, p.gpu or p.cpu, threads]))
+    commit = "commit not known" if p.commit is None else f"commit {p.commit[:7]}{' with changes' if p.dirty else ''}"
+    inexact = ", continued inexactly" if any(stage.inexact for stage in record.stages) else ""
+    together = f", {record.stages[-1].together} trained together" if record.stages[-1].together > 1 else ""
+    iterations = " + ".join(f"{count:,}" for count in record.iterations)
+    return (f"{name}/{repeat}{record.method}/net{record.net}  {record.percent(metric):.2f} {unit} last "
+            f"({record.percent(metric, 'best'):.2f} {unit} best)  {iterations} iterations, scale {record.scale:g}, {p.precision}, "
+            f"seed {record.seed}, {where}, {record.wall_s:,.0f} s{together}, torch {p.torch or 'none'}, {commit}{inexact}")
+
+
+def _evidence(group: Group) -> str:
+    order = group.table.methods
+    records = sorted(group.records, key=lambda r: (order.index(r.method) if r.method in order else len(order), r.method, r.cell))
+    return "".join(["Evidence:\n\n", *(f"    {evidence(record, group.name, group.table.metric)}\n" for record in records)])
+
+
+def _options(groups: Sequence[Group]) -> str:
+    default, rows = Options().as_dict(), []
+    for option in OPEN_OPTIONS:
+        used = sorted({_short(group.records[0].options.get(option.name, "not recorded")) for group in groups})
+        rows.append([option.name, option.paper, option.meaning, _short(default[option.name]), ", ".join(used)])
+    return _markdown(["option", "in the paper", "values", "default", "used here"], *rows)
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _markdown(*rows: Sequence[str]) -> str:
+    """Rows of cells, the first of them the head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in lines)
+
+
+# -------------------------------------------------------------------------------------------------------------------- figures
+
+def _draw(group: Group, stem: str, root: Path) -> list[tuple[str, str]]:
+    """Draw the group's figures; their captions, and their paths relative to the report."""
+    from hintkd.results import figures
+
+    table, made = group.table, list[tuple[str, str]]()
+    title = f"{heading(group)}: {table.about}" if table.about else heading(group)
+    label = f"test {table.metric} (%)"
+    students = [method for method in table.methods if method != TEACHER and group.of(method)]
+    full = group.is_full
+
+    def path(kind: str) -> Path:
+        made.append((f"{heading(group)}, {kind.replace('-', ' ')}", f"{FIGURES.name}/{stem}-{kind}.png"))
+        return root / FIGURES / f"{stem}-{kind}.png"
+
+    if "bars" in table.draw and students:
+        teacher = overall(group.values(TEACHER))
+        bars = [figures.Bar(method, list(group.values(method).values()), table.row(method).published_mean if full else None,
+                            _percent(group.ensembles[method], table.metric) if method in group.ensembles else None) for method in students]
+        figures.draw_bars(path("bars"), title, bars, label, teacher.mean if teacher else None, table.axis if full else None)
+    if "curves" in table.draw and students:
+        window = None if table.window is None else (table.window[0] * group.scale, table.window[1] * group.scale)
+        softened = [method for method in students if any(KD_LOSS in record.stages[-1].train for record in group.of(method))]
+        accuracy = {method: [[(at, _percent(value, table.metric)) for at, value in record.stages[-1].test.get(record.metric, [])]
+                             for record in group.of(method)] for method in students}
+        loss = {method: [record.stages[-1].loss for record in group.of(method)] for method in softened or students}
+        figures.draw_curves(path("curves"), title, accuracy, loss, label, window)
+    hints = {method: losses for method in students if (losses := group.of(method)[0].hint_losses())}
+    if "hint-losses" in table.draw and hints:
+        figures.draw_hint_losses(path("hint-losses"), title, hints, table.axis if full and table.draw == ("hint-losses",) else None)
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------------------- terminal
+
+def summary_table(name: str, root: Path = Path()) -> RenderableType:
+    """What was measured in one folder of results/measured, for the terminal."""
+    every = read_groups(root / MEASURED)
+    groups = [group for group in every if group.name == name]
+    if not groups:
+        return Text(f"{name}: nothing was measured yet")
+    return Renderables(*(part for group in groups for part in _summary(group, every)))
+
+
+def _summary(group: Group, groups: Sequence[Group]) -> Iterator[RenderableType]:
+    table, digits = group.table, _digits(group.table)
+    grid = Grid(title=f"{heading(group)}: {table.metric} after the last iteration, %", title_justify="left", box=None, pad_edge=False)
+    published = [] if not any(table.row(method).published_mean is not None for method in table.methods) else ["published"]
+    nets = max([table.nets, *(record.net for record in group.records)])
+    for column in ("method", "scale", *published, *(f"net {net}" for net in range(1, nets + 1)), "mean", "deviation", "best", ""):
+        grid.add_column(column, justify="left" if column in ("method", "") else "right", no_wrap=column == "method")
+    for method in table.methods:
+        values, found, best = group.values(method), overall(group.values(method)), overall(group.values(method, "best"))
+        if found is None or best is None:
+            continue
+        printed, verdict = table.row(method).published_mean, _is_reproduced(group, method)
+        cells = ["" if printed is None else f"{printed:.{digits}f}"] if published else []
+        for net in range(1, nets + 1):
+            own = [value for (_, k), value in values.items() if k == net]
+            cells.append("" if not own else f"{sum(own) / len(own):.2f}")
+        grid.add_row(method, f"{group.scale:g}", *cells, f"{found.mean:.{digits}f}", _deviation(found, digits), f"{best.mean:.{digits}f}",
+                     "" if verdict is None else "reproduced" if verdict else "not reproduced")
+    yield grid
+    for title, found_claims in zip(("What the paper claims", "Against the control"), judgements(group, groups), strict=True):
+        if found_claims:
+            yield Text(f"\n{title}")
+        for each in found_claims:
+            gain, error = _gain(each, digits)
+            line = Text(f"  {each.claim.text:<45} {gain:>7}{f' +- {error}' if error else '':<20} ")
+            line.append(each.verdict, style=COLOURS[each.verdict])
+            yield line.append(f": {each.reason}" if each.reason else "")
+    scaled = "" if group.is_full else f"  Scale {group.scale:g} is not comparable with published values."
+    yield Text(f"\n{SHARED}{scaled}\n", style="dim")

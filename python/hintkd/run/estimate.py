@@ -1,0 +1,138 @@
+"""What a run will take: a few iterations of each distinct net, measured on this device, and the plan played through.
+
+Nets are measured as they will run, `jobs` side by side, so that what they cost each other counts; what stages gain that train together
+does not.  Finished stages cost nothing and half-finished ones their rest.
+"""
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hintkd.backend import caffe_pb2, write_text
+from hintkd.errors import UserError
+from hintkd.files import read_json, write_file, write_json
+from hintkd.run.executor import Interpreter, run_folders
+from hintkd.run.runner import Plan, Task, ranks
+
+PROBE_S = 0.5                               # how long each net is measured, seconds, beside its construction
+EXTRA_BYTES = 500_000                       # of a stage's log and prototxts, about
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one net: seconds for a training iteration, seconds for one whole test, bytes of all its weights."""
+    train_s: float
+    test_s: float
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds: task key -> what is left of it; total_s: all of the plan, `jobs` side by side; bytes: added on the disk, at most."""
+    seconds: dict[str, float]
+    total_s: float
+    bytes: int
+
+    def of(self, task: Task) -> float:
+        return self.seconds.get(task.key, 0.0)
+
+
+def estimate(plan: Plan, executor: Any, jobs: int, interpreter: Interpreter, device_id: int = 0) -> Estimate:
+    """Measure and add up.  Raises UserError if a net cannot be built or the disk is too small."""
+    tasks = plan.unfinished()
+    costs = measure(plan, executor, interpreter, device_id)
+    seconds = {task.key: left(task) * duration(task, costs[net_digest(task)]) for task in tasks}
+    kept = sum(disk(task, costs[net_digest(task)]) for task in tasks)
+    most = kept + jobs * max((4 * costs[net_digest(task)].weights_bytes for task in tasks), default=0)     # snapshots of stages that run
+    free = shutil.disk_usage(".").free
+    if most > free:
+        raise UserError(f"the run needs about {most / 1e9:.1f} GB of disk in {Path.cwd()}, where {free / 1e9:.1f} GB are free: make room")
+    return Estimate(seconds, makespan(plan, seconds, jobs), most)
+
+
+def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int) -> dict[str, Cost]:
+    """The cost of each distinct net of the unfinished tasks, by net_digest."""
+    distinct = {net_digest(task): task for task in plan.unfinished()}
+    with probe_folders(distinct, plan, device_id) as folders:
+        futures = {digest: executor.submit(run_folders, [str(folder)], interpreter) for digest, folder in folders.items()}
+        costs = {}
+        for digest, future in futures.items():
+            future.result()
+            found = read_json(folders[digest] / "result.json")
+            costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"])
+    return costs
+
+
+@contextmanager
+def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterator[dict[str, Path]]:
+    """Stage folders, for as long as they are needed, that measure the tasks' nets: no display, no test, no snapshot."""
+    root = Path("runs") / f"estimate-{os.getpid()}"
+    setting, folders = plan.setting, {}
+    try:
+        for digest, task in tasks.items():
+            folder = folders[digest] = root / digest[:12]
+            solver = caffe_pb2.SolverParameter()
+            solver.CopyFrom(task.stage.solver)
+            for name in ("display", "snapshot", "test_iter", "test_interval", "test_initialization"):
+                solver.ClearField(name)
+            solver.net, solver.snapshot_prefix = str(folder / "net.prototxt"), str(folder / "snapshot")
+            solver.solver_mode = solver.GPU if setting.device == "gpu" else solver.CPU
+            write_file(folder / "net.prototxt", write_text(task.stage.net))
+            write_file(folder / "solver.prototxt", write_text(solver))
+            write_json(folder / "stage.json", {
+                "program": "probe", "title": task.stage.title, "backend": setting.backend, "device": setting.device, "device_id": device_id,
+                "threads": setting.threads, "precision": setting.precision, "fast": True, "key": digest, "group": [digest],
+                "seconds": PROBE_S, "test_iter": sum(task.stage.solver.test_iter)})
+        yield folders
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def net_digest(task: Task) -> str:
+    """Equal for tasks whose iterations cost the same: the net, whatever its seed, rate and length."""
+    return hashlib.sha256(task.stage.net.SerializeToString(deterministic=True) + str(task.stage.solver.iter_size).encode()).hexdigest()
+
+
+def duration(task: Task, cost: Cost) -> float:
+    """Seconds for the whole stage: iterations, the tests on the way and the one at the end."""
+    solver = task.stage.solver
+    tests = 1 + (solver.max_iter // solver.test_interval if solver.test_interval else 0)
+    return solver.max_iter * cost.train_s + tests * cost.test_s
+
+
+def left(task: Task) -> float:
+    """The share of a task that is still to be done, by its last snapshot."""
+    with suppress(OSError, ValueError, KeyError):
+        return 1 - read_json(task.folder / "progress.json")["iteration"] / task.iterations
+    return 1.0
+
+
+def disk(task: Task, cost: Cost) -> int:
+    """Bytes that a finished stage keeps: weights in, the final snapshot with its solver state, weights out."""
+    return (3 + bool(task.stage.weights_in)) * cost.weights_bytes + EXTRA_BYTES
+
+
+def makespan(plan: Plan, seconds: dict[str, float], jobs: int) -> float:
+    """When the last task ends if `jobs` run side by side, the one with the longest chain behind it first."""
+    rank = ranks(plan, lambda task: seconds.get(task.key, 0.0))
+    ends: dict[str, float] = {}
+    free = [0.0] * jobs
+    todo = [task for task in plan.tasks.values() if task.key in seconds]
+
+    def ready_at(task: Task) -> float:
+        return max((ends.get(source, 0.0) for source in task.sources), default=0.0)
+
+    while todo:
+        ready = [task for task in todo if all(source in ends or source not in seconds for source in task.sources)]
+        task = min(ready, key=lambda task: (max(ready_at(task), free[0]), -rank[task.key]))
+        ends[task.key] = max(heapq.heappop(free), ready_at(task)) + seconds[task.key]
+        heapq.heappush(free, ends[task.key])
+        todo.remove(task)
+    return max(ends.values(), default=0.0)

@@ -1,0 +1,171 @@
+"""Where stages run: an executor with concurrent.futures' interface, and the processes behind it.
+
+`run_folders` is what an executor is given: it hands a stage folder, or those of a group, to a stage program that the calling thread
+keeps for many stages, because starting one costs seconds.  A thread pool of `jobs` threads is therefore all that a local executor is,
+and a dask.distributed client whose workers see the same workspace can take its place.  The stage programs die with the process that
+started them.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hintkd.errors import StageFailed, UserError
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that has a caffe, and where its stage programs run.
+
+    python       path of the interpreter; for torchcaffe the present one
+    workspace    the folder that the paths in prototxts are relative to
+    """
+    python: str
+    workspace: str
+    threads: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        return self.python == sys.executable
+
+    def environment(self) -> dict[str, str]:
+        """Waiting threads that sleep, a fixed number of threads, and hintkd on the path, of a foreign Python without its neighbours."""
+        package = Path(__file__).resolve().parents[1]
+        if self.is_ours:
+            ours = str(package.parent)
+        else:
+            ours = os.path.join(self.workspace, "runs", "path")
+            link_alone(package, Path(ours))
+        count = str(self.threads)
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
+        path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, **threads, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path}
+
+    def require_caffe(self) -> str:
+        """The version of the caffe that this interpreter imports.  Raises UserError if it cannot."""
+        code = "from hintkd.backend import engine; print(engine('caffe'))"
+        try:
+            done = subprocess.run([self.python, "-c", code], cwd=self.workspace, env=self.environment(), capture_output=True, text=True,
+                                  check=False)
+        except OSError as error:
+            raise UserError(f"--caffe-python {self.python}: {error.strerror}") from None
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            raise UserError(f"--caffe-python {self.python} cannot import caffe: {why}")
+        return done.stdout.strip().splitlines()[-1]
+
+
+def link_alone(package: Path, folder: Path) -> None:
+    """A folder that has nothing but a link to the package: a foreign Python must not find this one's numpy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link, part = folder / package.name, folder / f"{package.name}.{os.getpid()}.{threading.get_ident()}"
+    if not link.exists() or link.resolve() != package:
+        part.symlink_to(package, target_is_directory=True)
+        part.replace(link)
+
+
+class Program:
+    """A stage program that waits for folders."""
+
+    def __init__(self, interpreter: Interpreter):
+        self.interpreter = interpreter
+        self.process = subprocess.Popen(
+            [interpreter.python, "-m", "hintkd.stage.program", "--serve", str(os.getpid())], cwd=interpreter.workspace, text=True,
+            env=interpreter.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    def run(self, folders: Sequence[str]) -> None:
+        """Run a stage folder, or a group's.  Raises StageFailed with its sentence, also if the program dies over it."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(folders) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except OSError:
+            line = ""
+        if not line:
+            raise StageFailed(self._last_words(folders[0]))
+        answer = json.loads(line)
+        if answer["error"]:
+            raise StageFailed(answer["error"])
+
+    def _last_words(self, folder: str) -> str:
+        """Why a program ended without an answer: a failed CHECK of Caffe says so in the log, a killed one nothing."""
+        _, errors = self.process.communicate()
+        try:
+            log = Path(self.interpreter.workspace, folder, "log.txt").read_text(errors="replace").splitlines()
+        except OSError:
+            log = []
+        fatal = [line for line in log if line[:1] == "F" and "] " in line]
+        words = fatal[-1].split("] ", 1)[1] if fatal else (errors.strip().splitlines() or ["no reason was given"])[-1]
+        return f"its process ended with status {self.process.returncode} ({words}; see {folder}/log.txt)"
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """Stop at once; a stage that is running goes on from its last snapshot next time."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Programs:
+    """The stage programs of an executor's threads, one each."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: list[Program] = []
+        self._closed = False
+
+    def start(self, interpreter: Interpreter) -> Program:
+        with self._lock:
+            if self._closed:
+                raise StageFailed("it was stopped before it began")
+            self._all = [program for program in self._all if program.is_alive] + [Program(interpreter)]
+            return self._all[-1]
+
+    def end(self) -> None:
+        """End them all; none starts afterwards."""
+        with self._lock:
+            self._closed = True
+            for program in self._all:
+                program.end()
+
+
+_thread = threading.local()                                  # .programs: whose thread this is; .program: its stage program
+_of_others = Programs()                                      # for threads of executors that are not LocalExecutor
+
+
+def run_folders(folders: Sequence[str], interpreter: Interpreter) -> None:
+    """Run a stage folder, or a group's, relative to the workspace, in this thread's stage program.  Raises StageFailed."""
+    program: Program | None = getattr(_thread, "program", None)
+    if program is not None and (program.interpreter != interpreter or not program.is_alive):
+        program.end()
+        program = None
+    if program is None:
+        program = _thread.program = getattr(_thread, "programs", _of_others).start(interpreter)
+    program.run(folders)
+
+
+class LocalExecutor(ThreadPoolExecutor):
+    """`jobs` stages side by side on this machine; leaving its `with` block ends their processes."""
+
+    def __init__(self, jobs: int):
+        self.programs = Programs()
+        super().__init__(max_workers=jobs, thread_name_prefix="stage", initializer=self._adopt)
+
+    def _adopt(self) -> None:
+        _thread.programs = self.programs
+
+    def __exit__(self, *exception: Any) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+        self.programs.end()
+        self.shutdown(wait=True)

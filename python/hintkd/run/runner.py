@@ -1,0 +1,296 @@
+"""The runner: orders stages by the weights they need, gives each a folder, has them run, and keeps what comes out.
+
+It knows stages only: no method, no table, no Caffe.  Equal stages are one task; a finished task is not run again; a failed one stops only
+what starts from it.  Stages run wherever the executor runs `executor.run_folders`; progress is read from their logs.
+"""
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
+from hintkd.errors import UserError
+from hintkd.files import read_json, write_file, write_json, written
+from hintkd.methods.stage import Stage
+from hintkd.run.executor import Interpreter, run_folders
+from hintkd.run.keys import Keys, Setting
+
+STAGES = Path("runs/stages")                # relative to the workspace, which is the current directory
+POLL_S = 0.2                                # how often progress is read from the logs, seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage, its key and its folder."""
+    stage: Stage
+    key: str
+    sources: tuple[str, ...]                # keys of the tasks whose weights it starts from
+
+    @property
+    def folder(self) -> Path:
+        return STAGES / f"{self.stage.title}-{self.key[:12]}"
+
+    @property
+    def weights(self) -> Path:
+        """The weights out."""
+        return self.folder / "weights.caffemodel"
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "result.json").exists() and self.weights.exists()
+
+    @property
+    def iterations(self) -> int:
+        return self.stage.solver.max_iter
+
+    @property
+    def begun_in(self) -> list[str]:
+        """The keys of the group in which it was begun, its own among them; none if it was not."""
+        try:
+            return read_json(self.folder / "progress.json").get("group", [self.key])
+        except (OSError, ValueError):
+            return []
+
+    def result(self) -> dict[str, Any]:
+        """What the stage program says of the finished stage."""
+        return read_json(self.folder / "result.json")
+
+
+class Plan:
+    """The tasks of some stages and of all that they start from, sources first."""
+
+    def __init__(self, stages: Iterable[Stage], setting: Setting):
+        self.setting, self.keys = setting, Keys(setting)
+        self.tasks: dict[str, Task] = {}
+        for stage in stages:
+            self._add(stage)
+
+    def _add(self, stage: Stage) -> str:
+        key = self.keys.key(stage)
+        if key not in self.tasks:
+            sources = tuple(self._add(source) for source in stage.sources)
+            self.tasks[key] = Task(stage, key, sources)
+        return key
+
+    def task(self, stage: Stage) -> Task:
+        return self.tasks[self.keys.key(stage)]
+
+    def group(self, first: Task, ready: Iterable[str]) -> list[Task]:
+        """The tasks among those `ready`, by key, that train together with `first`, in the plan's order.
+
+        They are those it was begun with, so that it can go on, or else as many of its kind as the setting allows that cannot go on.
+        """
+        known, kind = set(ready), self.keys.kind(first.stage)
+
+        def goes_on(task: Task) -> bool:
+            return bool(task.begun_in) and known.issuperset(task.begun_in)
+        if goes_on(first):
+            return [self.tasks[key] for key in first.begun_in]
+        others = [task.key for task in self.tasks.values()
+                  if task.key in known - {first.key} and self.keys.kind(task.stage) == kind and not goes_on(task)]
+        chosen = {first.key, *others[:self.setting.together - 1]}
+        return [task for task in self.tasks.values() if task.key in chosen]
+
+    def unfinished(self) -> list[Task]:
+        return [task for task in self.tasks.values() if not task.is_finished]
+
+
+class Watcher(Protocol):
+    """Whoever shows how a run goes on."""
+
+    def begin(self, tasks: list[Task]) -> None: ...
+    def started(self, task: Task) -> None: ...
+    def tick(self) -> None: ...
+    def finished(self, task: Task) -> None: ...
+    def failed(self, task: Task, sentence: str) -> None: ...
+
+
+@dataclass
+class Runner:
+    """Runs plans.
+
+    executor       anything with submit(function, *arguments) that returns futures with add_done_callback, exception and cancelled
+    slots          how many stages it runs side by side; those that train together count as one
+    seconds        expected duration of a task; of the tasks that can run, the one with the longest chain behind it goes first
+    on_finished    called after each task whose weights and result are there
+    """
+    executor: Any
+    slots: int
+    interpreter: Interpreter
+    watcher: Watcher
+    seconds: Callable[[Task], float] = lambda task: float(task.iterations)
+    on_finished: Callable[[Task], None] = lambda task: None
+    device_id: int = 0
+    inexact: bool = False
+    failures: dict[str, str] = field(default_factory=dict)   # key of a task -> why it failed, or which other task's failure stops it
+
+    def run(self, plan: Plan) -> None:
+        """Run what is not finished; `failures` says what could not be."""
+        todo = {task.key: task for task in plan.unfinished()}
+        rank = ranks(plan, self.seconds)
+        waiting = {key: {source for source in task.sources if source in todo} for key, task in todo.items()}
+        ready = {key for key, missing in waiting.items() if not missing}
+        running: dict[Any, list[Task]] = {}
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.watcher.begin(list(todo.values()))
+        while ready or running:
+            while ready and len(running) < self.slots:
+                group = plan.group(todo[min(ready, key=lambda key: (-rank[key], key))], ready)
+                failed = self._write(group, plan, todo)
+                if failed:
+                    ready -= failed
+                    continue
+                ready.difference_update(task.key for task in group)
+                for task in group:
+                    self.watcher.started(task)
+                future = self.executor.submit(run_folders, [str(task.folder) for task in group], self.interpreter)
+                running[future] = group
+                future.add_done_callback(done.put)
+            with suppress(queue.Empty):
+                future = done.get(timeout=POLL_S)
+                for task in running.pop(future):
+                    self._settle(task, future, todo)
+                    if task.is_finished:
+                        for key, missing in waiting.items():
+                            if task.key in missing:
+                                missing.remove(task.key)
+                                if not missing:
+                                    ready.add(key)
+            self.watcher.tick()
+
+    def _write(self, group: list[Task], plan: Plan, todo: dict[str, Task]) -> set[str]:
+        """Write the folders of a group; the keys of the tasks that this fails."""
+        failed = set()
+        for task in group:
+            try:
+                write_folder(task, plan, self._stage_json(task, group, plan.setting))
+            except UserError as error:
+                self._fail(task, str(error), todo)
+                failed.add(task.key)
+        return failed
+
+    def _settle(self, task: Task, future: Any, todo: dict[str, Task]) -> None:
+        """Keep the weights of a stage that ended, or note why it failed."""
+        try:
+            error = future.exception()
+        except CancelledError:
+            error = UserError("it was cancelled")
+        if error is None:
+            keep_weights(task)
+            self.on_finished(task)
+            self.watcher.finished(task)
+        elif isinstance(error, UserError):
+            self._fail(task, str(error), todo)
+        else:
+            raise error
+
+    def _fail(self, task: Task, sentence: str, todo: dict[str, Task]) -> None:
+        """Note a failure, and that all that starts from this task will not run."""
+        self.failures[task.key] = sentence
+        self.watcher.failed(task, sentence)
+        for other in todo.values():
+            if other.key not in self.failures and any(source in self.failures for source in other.sources):
+                self.failures[other.key] = f"it needs {task.stage.title}, which failed"
+
+    def _stage_json(self, task: Task, group: list[Task], setting: Setting) -> dict[str, Any]:
+        """What the stage program is told beside the prototxts."""
+        solver = task.stage.solver
+        accuracy = next((layer for layer in task.stage.net.layer if layer.type == "Accuracy"), None)
+        predictions = {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
+        return {"schema": 1, "title": task.stage.title, "key": task.key, "group": [member.key for member in group],
+                "program": task.stage.program, "iterations": task.iterations, "snapshot": solver.snapshot,
+                "test_iter": sum(solver.test_iter), "predictions": predictions, "backend": setting.backend, "device": setting.device,
+                "device_id": self.device_id, "threads": setting.threads, "precision": setting.precision, "fast": True,
+                "inexact": self.inexact}
+
+
+def ranks(plan: Plan, seconds: Callable[[Task], float]) -> dict[str, float]:
+    """Per task the seconds from its start to the end of the longest chain that hangs on it: the longest goes first."""
+    rank: dict[str, float] = {}
+    for task in reversed(plan.tasks.values()):              # sources come first in a plan, so dependants come first here
+        rank[task.key] = rank.get(task.key, 0.0) + seconds(task)
+        for source in task.sources:
+            rank[source] = max(rank.get(source, 0.0), rank[task.key])
+    return rank
+
+
+# ----------------------------------------------------------------------------------------------------------------- folders
+
+def write_folder(task: Task, plan: Plan, stage_json: dict[str, Any]) -> None:
+    """All that the stage program needs, also for `caffe train --solver=FOLDER/solver.prototxt --weights=FOLDER/init.caffemodel`.
+
+    Writing it again changes nothing, so that it may be written while another process runs the stage.
+    """
+    folder = task.folder
+    solver = caffe_pb2.SolverParameter()
+    solver.CopyFrom(task.stage.solver)
+    solver.net, solver.snapshot_prefix = str(folder / "net.prototxt"), str(folder / "snapshot")
+    solver.solver_mode = solver.GPU if stage_json["device"] == "gpu" else solver.CPU
+    solver.device_id = stage_json["device_id"]
+    write_file(folder / "net.prototxt", write_text(task.stage.net))
+    write_file(folder / "solver.prototxt", write_text(solver))
+    write_json(folder / "key.json", {"key": task.key, "parts": plan.keys.parts(task.stage)})
+    write_json(folder / "stage.json", stage_json)
+    if task.stage.weights_in and not (folder / "init.caffemodel").exists():
+        write_weights(folder / "init.caffemodel", compose(task, plan).items())
+
+
+def compose(task: Task, plan: Plan) -> dict[str, list[np.ndarray]]:
+    """The weights a stage starts from: layer -> blobs, chosen and renamed as its weights_in say.
+
+    Raises UserError where a source lacks a layer that is asked for, or that the net has under the source's prefix with its parameters
+    fixed in writing: it would keep random weights, as in Caffe, and never learn.
+    """
+    layers: dict[str, list[np.ndarray]] = {}
+    for weights in task.stage.weights_in:
+        path = plan.task(weights.source).weights if isinstance(weights.source, Stage) else weights.source
+        found = {name: blobs for name, blobs in read_weights(path) if weights.layers is None or name in weights.layers}
+        fixed = [layer.name.removeprefix(weights.prefix) for layer in task.stage.net.layer
+                 if weights.prefix and layer.name.startswith(weights.prefix) and layer.param]
+        missing = sorted({*(weights.layers or ()), *fixed} - set(found))
+        if missing:
+            raise UserError(f"{path} has no weights for layer {missing[0]}, which {task.stage.title} needs: give a file that fits the net")
+        layers.update((weights.prefix + name, blobs) for name, blobs in found.items())
+    return layers
+
+
+def keep_weights(task: Task) -> None:
+    """Write the weights out: the final snapshot without what the stage leaves behind."""
+    layers = read_weights(task.folder / task.result()["weights"])
+    write_weights(task.weights, [(name, blobs) for name, blobs in layers if task.stage.keeps(name)])
+
+
+def test_net(stage: Stage) -> caffe_pb2.NetParameter:
+    """The stage's net as it is tested: layers without those of training alone, and without rules about phases."""
+    net = caffe_pb2.NetParameter()
+    net.CopyFrom(stage.net)
+    del net.layer[:]
+    for layer in stage.net.layer:
+        if not layer.include or any(rule.phase == caffe_pb2.TEST for rule in layer.include):
+            kept = net.layer.add()
+            kept.CopyFrom(layer)
+            del kept.include[:]
+    return net
+
+
+def publish_weights(task: Task, path: Path) -> None:
+    """Copy the weights out to PATH.caffemodel, and the net they are tested in to PATH.prototxt."""
+    write_file(path.with_name(path.name + ".prototxt"), write_text(test_net(task.stage)))
+    with written(path.with_name(path.name + ".caffemodel")) as part:
+        part.write_bytes(task.weights.read_bytes())
+
+
+def known_parts(folder: Path) -> dict[str, Any] | None:
+    """The parts of the key that a stage folder was made for, None if it does not say."""
+    try:
+        return json.loads((folder / "key.json").read_text())["parts"]
+    except (OSError, ValueError, KeyError):
+        return None

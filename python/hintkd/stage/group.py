@@ -1,0 +1,169 @@
+"""Stages while they are trained, one alone or a group side by side: their folders, logs and snapshots, and where they go on.
+
+Batched arithmetic rounds differently, so a group goes on only as the group that it was begun as, and all from one iteration.  What is
+done with the solvers is program.py's business.
+"""
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO
+
+from hintkd.errors import StageFailed
+from hintkd.files import read_json, write_json
+
+KEPT = 2                                    # snapshots that stay while a stage runs: one may turn out to be unusable
+
+
+class Member:
+    """A stage that is trained: its folder, what stage.json says, its log, its solver and what is known of its past."""
+
+    def __init__(self, folder: str, stage: dict[str, Any], log: TextIO):
+        self.folder, self.stage, self.log = folder, stage, log
+        self.solver: Any = None
+        self.progress: dict[str, Any] = {}
+        self.clock = time.time()            # when it would have begun if it had never been interrupted
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """What Python prints meanwhile goes to this stage's log."""
+        with redirect_stdout(self.log), redirect_stderr(self.log):
+            yield
+
+    def say(self, text: str) -> None:
+        """A line of our own in Caffe's log, with glog's prefix."""
+        micros = int(time.time() % 1 * 1e6)
+        print(f"I{time.strftime('%m%d %H:%M:%S')}.{micros:06d} {os.getpid():5d} program.py:1] {text}", file=self.log, flush=True)
+
+    def note(self, **progress: Any) -> None:
+        """Keep what is known of the stage's past, with this added."""
+        self.progress.update(progress, wall_s=time.time() - self.clock)
+        write_json(self.path("progress.json"), self.progress)
+
+    def build(self, caffe: Any, exact: bool = True) -> None:
+        """A new solver; on torchcaffe it runs whole iterations and, if `exact`, goes on byte for byte."""
+        with self.turn():
+            self.solver = caffe.get_solver(self.path("solver.prototxt"))
+        if hasattr(caffe, "ENGINE"):
+            self.solver.fast, self.solver.exact = self.stage["fast"], exact
+
+    def start(self, caffe: Any, found: dict[str, str]) -> None:
+        """Begin at iteration 0, from init.caffemodel where there is one."""
+        for state in snapshots(self.folder):
+            drop(state)
+        self.progress = {}
+        self.note(environment=found, started=now(), iteration=0, resumed=0, inexact=False, group=self.stage["group"])
+        self.build(caffe)
+        init = self.path("init.caffemodel")
+        if os.path.exists(init):
+            self.solver.net.copy_from(init)
+
+    def restore(self, caffe: Any, iteration: int, exact: bool) -> bool:
+        """Go on from a snapshot; whether it can be used."""
+        state = snapshot(self.folder, iteration, "solverstate")
+        self.build(caffe, exact)
+        try:
+            with self.turn():
+                self.solver.restore(state)
+        except caffe.SidecarError as error:
+            self.say(f"Cannot go on from {state}: {error}")
+            return False
+        self.solver.exact = True
+        return True
+
+
+def begin(caffe: Any, members: list[Member], found: dict[str, str]) -> None:
+    """Give each member its solver, at the iteration where all go on.
+
+    torchcaffe continues from the newest iteration at which each has a snapshot whose sidecar fits, byte for byte; where there is none, or
+    they were not begun as this group, and on a real Caffe, all start from their init.caffemodel.  Raises StageFailed if they were
+    begun by other versions or on another kind of processor, which would change the last bits; where stage.json allows that, they go on
+    as Caffe does, with their data at row 0.  Raises it, too, if one cannot start again because it is finished.
+    """
+    if hasattr(caffe, "ENGINE") and _go_on(caffe, members, found):
+        return
+    finished = [member.folder for member in members if os.path.exists(member.path("result.json"))]
+    if finished:
+        raise StageFailed(f"{finished[0]} was finished meanwhile, but not in this group: give the same command again, without it")
+    for member in members:
+        member.start(caffe, found)
+
+
+def _go_on(caffe: Any, members: list[Member], found: dict[str, str]) -> bool:
+    """Restore all of the group from one iteration; whether there is such a one."""
+    iterations = set.intersection(*({iteration_of(state) for state in snapshots(member.folder)} for member in members))
+    if not iterations:
+        return False
+    for member in members:
+        member.progress = read_json(member.path("progress.json"))
+    if any(member.progress.get("group", [member.stage["key"]]) != member.stage["group"] for member in members):
+        return False
+    changes = [_changes(member.progress["environment"], found) for member in members]
+    for member, changed in zip(members, changes):
+        if changed and not member.stage["inexact"]:
+            raise StageFailed(f"{member.folder} was begun with other numerics ({', '.join(changed)}), so that it could not end with the "
+                              "same bytes: delete the folder to start the stage again, or give --inexact to go on all the same")
+    inexact = any(changes)
+    for iteration in sorted(iterations, reverse=True):
+        if all(member.restore(caffe, iteration, exact=not inexact) for member in members):
+            for member in members:
+                member.clock -= member.progress["wall_s"]
+                member.note(environment=found, resumed=member.progress["resumed"] + 1, inexact=member.progress["inexact"] or inexact)
+            return True
+    return False
+
+
+def _changes(before: dict[str, str], found: dict[str, str]) -> list[str]:
+    """What decides the last bits and is not as it was, in words."""
+    return [f"{name} {before.get(name)} -> {value}" for name, value in sorted(found.items())
+            if name != "python" and before.get(name) != value]
+
+
+# --------------------------------------------------------------------------------------------------------------- snapshots
+
+def snapshot(folder: str, iteration: int | str, kind: str) -> str:
+    """The file that Caffe writes for a snapshot; kind is caffemodel or solverstate."""
+    return os.path.join(folder, f"snapshot_iter_{iteration}.{kind}")
+
+
+def snapshots(folder: str) -> list[str]:
+    """The solver states in the folder, newest first."""
+    return sorted(glob.glob(snapshot(glob.escape(folder), "*", "solverstate")), key=iteration_of, reverse=True)
+
+
+def iteration_of(path: str) -> int:
+    """The iteration in a snapshot's name."""
+    found = re.search(r"_iter_(\d+)\.", path)
+    assert found, path
+    return int(found[1])
+
+
+def prune(folder: str, keep: int) -> None:
+    """Delete all snapshots but the newest `keep`."""
+    for state in snapshots(folder)[keep:]:
+        drop(state)
+
+
+def drop(state: str) -> None:
+    """Delete a snapshot: first its state, without which the other files mean nothing."""
+    os.remove(state)
+    for path in glob.glob(glob.escape(state[:-len("solverstate")]) + "*"):
+        remove(path)
+
+
+def remove(path: str) -> None:
+    """Delete a file if it is there."""
+    with suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def now() -> str:
+    """The time as in 2024-05-17T12:30:00+0000."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime())

@@ -1,0 +1,144 @@
+"""The evidence of one trained net: a JSON file with all its results, curves and the circumstances they were measured in.
+
+A record is written when the last stage of its experiment is finished, from what the stage folders hold.  What the numbers mean
+beside published ones is the report's business.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hintkd.experiment import Experiment
+from hintkd.files import read_json, write_json
+from hintkd.methods.stage import Stage
+from hintkd.run.keys import DATA_PATHS, Parts
+from hintkd.run.runner import Plan, Task, publish_weights
+from hintkd.stage.log import Curve, parse
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row's net as it is run: the experiment, its method's stages and which repetition of the table it belongs to.
+
+    name      of the folders that its results go to: the table, and what departs from it
+    """
+    name: str
+    experiment: Experiment
+    stages: tuple[Stage, ...]
+    repeat: int = 1
+
+    @property
+    def place(self) -> Path:
+        """Where its files lie inside results/measured and runs/weights."""
+        x = self.experiment
+        repeat = [f"repeat{self.repeat}"] if self.repeat > 1 else []
+        return Path(self.name, *repeat, x.method, f"net{x.net}")
+
+    @property
+    def record(self) -> Path:
+        return Path("results/measured") / self.place.with_name(self.place.name + ".json")
+
+    @property
+    def weights(self) -> Path:
+        """Of the readable weights, without .caffemodel and .prototxt."""
+        return Path("runs/weights") / self.place
+
+
+def write(run: Run, plan: Plan) -> None:
+    """Write the record and the readable weights of a run whose stages are all finished; nothing is rewritten that stands there already."""
+    tasks = [plan.task(stage) for stage in run.stages]
+    content = record(run, tasks, plan)
+    if run.record.exists():
+        known = read_json(run.record)
+        if [stage["key"] for stage in known.get("stages", [])] == [task.key for task in tasks] and known.get("schema") == SCHEMA:
+            return
+    publish_weights(tasks[-1], run.weights)
+    write_json(run.record, content)
+
+
+def record(run: Run, tasks: list[Task], plan: Plan) -> dict[str, Any]:
+    """The record's content; rates are fractions from 0 to 1, as Caffe prints them."""
+    x = run.experiment
+    stages = [stage_record(task) for task in tasks]
+    last, result = stages[-1], tasks[-1].result()
+    stages[-1]["weights"] = f"{run.weights}.caffemodel"
+    return {
+        "schema": SCHEMA, "table": x.table, "method": x.method, "net": x.net, "repeat": run.repeat, "scale": x.scale, "seed": x.seed,
+        "options": x.options.as_dict(), "choices": choices(x), "metric": "accuracy",
+        "last": last["last"], "best": {name: best(name, [*curve, (last["iterations"], last["last"][name])])
+                                       for name, curve in last["test"].items() if name in last["last"]},
+        "iterations": [stage["iterations"] for stage in stages], "wall_s": sum(stage["wall_s"] for stage in stages),
+        "stages": stages, "provenance": provenance(plan, tasks, result),
+        "scaled_from": {name: value for name, value in dataclasses.asdict(x.schedule).items() if name.endswith("iterations")},
+    }
+
+
+def stage_record(task: Task) -> dict[str, Any]:
+    """What a finished stage's log and result say."""
+    log, result = parse((task.folder / "log.txt").read_text(errors="replace")), task.result()
+    return {"title": task.stage.title, "key": task.key, "iterations": result["iterations"], "wall_s": result["wall_s"],
+            "random_seed": task.stage.solver.random_seed, "resumed": result["resumed"], "inexact": result["inexact"],
+            "together": result.get("together", 1), "lr": changes(log.lr), "loss": log.loss, "train": log.train, "test": log.test,
+            "last": result["outputs"], "weights": str(task.weights)}
+
+
+def changes(curve: Curve) -> Curve:
+    """The points of a curve of steps where its value is another than before."""
+    return [point for before, point in zip([(0, None), *curve], curve, strict=False) if point[1] != before[1]]
+
+
+def best(name: str, curve: Curve) -> dict[str, Any]:
+    """The lowest point of a loss, the highest of anything else; the first of equals."""
+    iteration, value = (min if "loss" in name else max)(curve, key=lambda point: point[1])
+    return {"value": value, "iteration": iteration}
+
+
+def choices(x: Experiment) -> dict[str, Any]:
+    """What the experiment fixes beside its options."""
+    def network(resnet: Any) -> Any:
+        return resnet and {"depth": resnet.depth, "widths": list(resnet.widths)}
+    teacher = x.external_teacher
+    return {"dataset": x.dataset.name, "batch": x.dataset.batch, "teacher": network(x.teacher), "student": network(x.student),
+            "teacher_dataset": x.teacher_dataset and x.teacher_dataset.name, "external_teacher": teacher and str(teacher.caffemodel),
+            "tau": x.tau, "lambda": x.lambda_, "lambda_schedule": x.lambda_schedule, "regressor": x.regressor,
+            "hint_pairs": [list(pair) for pair in x.hint_pairs], "bn_fraction_of_run": x.bn_fraction,
+            "schedule": dataclasses.asdict(x.scaled_schedule)}
+
+
+def provenance(plan: Plan, tasks: list[Task], result: dict[str, Any]) -> dict[str, Any]:
+    """Where, when and with what the stages were run."""
+    setting, parts = plan.setting, [plan.keys.parts(task.stage) for task in tasks]
+    found = {name: result["environment"].get(name) for name in ("python", "torch", "numpy", "engine", "instructions", "gpu")}
+    return {**result["machine"], **found, "threads": setting.threads, "device": setting.device, "precision": setting.precision,
+            "together": setting.together, "backend": setting.backend, **commit(),
+            "started": min(task.result()["started"] for task in tasks), "finished": result["finished"],
+            "data_fingerprint": fingerprints(parts)}
+
+
+def fingerprints(parts: list[Parts]) -> dict[str, str]:
+    """Of all data that the stages read, by the layer and field that names them."""
+    return {name.removeprefix("net."): value.removeprefix("data ") for stage in parts for name, value in stage.items()
+            if name.startswith("net.") and name.rsplit(".", 1)[1] in DATA_PATHS}
+
+
+def commit() -> dict[str, Any]:
+    """The commit of this code and whether its sources differ from it; None where it is not a git checkout."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=False,
+                                  env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "study/record.py") is None:          # installed somewhere inside another project's checkout
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "..", "../../results/paper"))}

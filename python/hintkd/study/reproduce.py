@@ -1,0 +1,239 @@
+"""From a table to its records: every net of every row becomes a Run, the runs' stages a plan, and what comes out records.
+
+A request, which is all that `hintkd reproduce` was asked for, is kept in runs/requests, so that `hintkd status` can say what has been
+done of it.  The demo is a request like any other.  What a table is stands in table.py; how stages run is the runner's business.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as Grid
+
+from hintkd import backend
+from hintkd.errors import UserError
+from hintkd.files import read_json, write_file, write_json
+from hintkd.methods.hint_2019 import METHODS, teacher_stage
+from hintkd.results.verdicts import ensemble_accuracy
+from hintkd.run.estimate import Estimate, estimate
+from hintkd.run.executor import Interpreter, LocalExecutor
+from hintkd.run.keys import Setting
+from hintkd.run.progress import Bars, clock
+from hintkd.run.runner import Plan, Runner, Task
+from hintkd.study import record
+from hintkd.study.record import Run
+from hintkd.study.table import TEACHER, Table, find_table, load_table, table_names
+
+REQUESTS = Path("runs/requests")            # relative to the workspace, which is the current directory
+GPU_JOBS = 2                                # stages side by side on a GPU: these nets do not fill one, their launches do
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a request is run with.  `setting` is part of the stages' keys; the rest is not.
+
+    jobs         stages side by side
+    device_id    which GPU
+    inexact      go on with stages that were begun with other numerics
+    """
+    setting: Setting
+    interpreter: Interpreter
+    jobs: int
+    device_id: int = 0
+    inexact: bool = False
+
+
+def resources(name: str = "torchcaffe", caffe_python: str | None = None, device: str | None = None, threads: int = 1,
+              jobs: int | None = None, inexact: bool = False, precision: str = "fp32", together: int = 1) -> Resources:
+    """Check what the flags of the same names say, and fill in what they do not.
+
+    device is "cpu", "gpu" or "gpu:N"; None takes a GPU if torchcaffe has one.  jobs defaults to as many as the cores allow.
+    Raises UserError naming the flag.
+    """
+    if name not in backend.BACKENDS:
+        raise UserError(f"--backend {name}: choose one of {', '.join(backend.BACKENDS)}")
+    if (name == "caffe") != bool(caffe_python):
+        raise UserError("--backend caffe needs --caffe-python, an interpreter that can import caffe" if name == "caffe" else
+                        "--caffe-python is for --backend caffe: give both or neither")
+    if min(threads, together, 1 if jobs is None else jobs) < 1:
+        raise UserError("--threads, --jobs and --together must be at least 1")
+    if precision not in backend.PRECISIONS:
+        raise UserError(f"--precision {precision}: choose one of {', '.join(backend.PRECISIONS)}")
+    if name == "caffe" and (precision != "fp32" or together > 1):
+        flag = f"--precision {precision}" if precision != "fp32" else f"--together {together}"
+        raise UserError(f"{flag}: a real Caffe cannot; leave it away, or leave --backend caffe away")
+    if device is None:
+        device = "gpu" if name == "torchcaffe" and backend.has_gpu() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "gpu") or (number and (kind == "cpu" or not number.isdigit())):
+        raise UserError(f"--device {device}: choose cpu, gpu or gpu:N for the N-th GPU, counted from 0")
+    if kind == "cpu" and precision == "tf32":
+        raise UserError("--precision tf32: only a GPU has it; choose fp32 or bf16 on a CPU")
+    if kind == "gpu" and name == "torchcaffe":
+        backend.require_gpu(int(number or 0))
+    interpreter = Interpreter(caffe_python or sys.executable, str(Path.cwd()), threads)
+    engine = interpreter.require_caffe() if caffe_python else backend.engine(name)
+    jobs = jobs or (GPU_JOBS if kind == "gpu" else max(1, len(os.sched_getaffinity(0)) // threads))
+    return Resources(Setting(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A table, and how much of it is to be run.  methods and nets None: all of them; nets are counted from 1."""
+    table: Table
+    scale: float = 1.0
+    repeats: int = 1
+    methods: tuple[str, ...] | None = None
+    nets: tuple[int, ...] | None = None
+    seed: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of the folders where its results lie."""
+        return self.table.name + (f"-scale{self.scale:g}" if self.scale != 1 else "")
+
+    def runs(self) -> list[Run]:
+        """Every net of every row, the teachers' first.  Raises UserError on what the table or a method refuses."""
+        if self.scale <= 0 or self.repeats < 1 or any(net < 1 for net in self.nets or ()):
+            raise UserError("--scale must be above 0, --repeats and --nets at least 1")
+        return [Run(self.name, x, (teacher_stage(x),) if x.method == TEACHER else tuple(METHODS[x.method](x)), repeat)
+                for repeat in range(1, self.repeats + 1)
+                for x in self.table.experiments(methods=self.methods, nets=self.nets, scale=self.scale, seed=self.seed, repeat=repeat)]
+
+    @cached_property
+    def is_papers(self) -> bool:
+        """Whether the table is one that `find_table` knows, unchanged."""
+        return self.table.name in table_names() and find_table(self.table.name) == self.table
+
+    def save(self, used: Resources, keys: dict[str, str]) -> None:
+        """Keep it in runs/requests with the keys its stages have now, by `stage_name`; what was asked for before stays asked for."""
+        path = REQUESTS / f"{self.name}.json"
+        before: dict[str, Any] = read_json(path) if path.exists() else {"repeats": 1, "methods": [], "nets": [], "keys": {}}
+
+        def joined(old: list[Any] | None, new: tuple[Any, ...] | None) -> list[Any] | None:
+            return None if old is None or new is None else sorted({*old, *new})
+
+        content = {"schema": 1, "scale": self.scale, "repeats": max(self.repeats, before["repeats"]),
+                   "methods": joined(before["methods"], self.methods), "nets": joined(before["nets"], self.nets), "seed": self.seed,
+                   "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
+                   "precision": used.setting.precision, "together": used.setting.together,
+                   "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys}}
+        if content != before:
+            write_file(path.with_suffix(".yaml"), self.table.dump())
+            write_json(path, content)
+
+
+def load_request(path: Path) -> tuple[Request, Resources, dict[str, str]]:
+    """A request that was saved, what it is run with now, and the keys its stages had.  Raises UserError if the file is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        methods, nets = (content[name] and tuple(content[name]) for name in ("methods", "nets"))
+        request = Request(load_table(path.with_suffix(".yaml")), content["scale"], content["repeats"], methods, nets, content["seed"])
+        used = resources(content["backend"], content["caffe_python"], content["device"], content["threads"],
+                         precision=content.get("precision", "fp32"), together=content.get("together", 1))
+        return request, used, content["keys"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; delete it, and run `hintkd reproduce` to have it written again") from None
+
+
+def stage_name(run: Run, index: int, net: bool = True) -> str:
+    """Of the index-th stage of a run, for people and in a saved request; without its net where nets share it."""
+    x, title = run.experiment, run.stages[index].title
+    repeat = f"repeat{run.repeat} " if run.repeat > 1 else ""
+    return repeat + x.method + (f" net{x.net}" if net and x.method != TEACHER else "") + (f": {title}" if x.method != title else "")
+
+
+def labels(runs: list[Run], plan: Plan) -> dict[str, str]:
+    """What to call each task: by the first run it belongs to, without its net where several nets of that method share it."""
+    users: dict[str, list[tuple[Run, int]]] = {}
+    for run in runs:
+        for index, stage in enumerate(run.stages):
+            users.setdefault(plan.keys.key(stage), []).append((run, index))
+    named = {}
+    for key, task in plan.tasks.items():
+        first = users[key][0] if key in users else None
+        shared = first and any(run.experiment.method == first[0].experiment.method and run is not first[0] for run, _ in users[key])
+        named[key] = stage_name(*first, net=not shared) if first else task.stage.title
+    return named
+
+
+# --------------------------------------------------------------------------------------------------------------------- running
+
+def reproduce(request: Request, used: Resources, console: Console, dry_run: bool = False) -> bool:
+    """Run what is not finished of a request and write its records; whether all of it is there now.
+
+    Says before what it will take.  With `dry_run` it lists the stages and stops.
+    """
+    runs = request.runs()
+    plan = Plan([stage for run in runs for stage in run.stages], used.setting)
+    named = labels(runs, plan)
+    todo = plan.unfinished()
+    console.print(f"{request.table.title}: {len(plan.tasks)} stages, {len(plan.tasks) - len(todo)} of them finished", highlight=False)
+    failures: dict[str, str] = {}
+    if not dry_run:
+        request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)})
+    if todo:
+        with LocalExecutor(used.jobs) as executor:
+            with console.status("measuring a few iterations of each net"):
+                cost = estimate(plan, executor, used.jobs, used.interpreter, used.device_id)
+            if dry_run:
+                console.print(listing(plan, named, cost))
+            console.print(f"about {clock(cost.total_s)} with {used.jobs} stage{'s' * (used.jobs > 1)} side by side on "
+                          f"{used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk", highlight=False)
+            if dry_run:
+                return False
+            with Bars(console, lambda task: named[task.key], cost.of) as bars:
+                runner = Runner(executor, used.jobs, used.interpreter, bars, cost.of, lambda task: keep(request, runs, plan, task),
+                                used.device_id, used.inexact)
+                runner.run(plan)
+        failures = runner.failures
+    keep(request, runs, plan)
+    for run in runs:
+        lost = next((failures[key] for key in map(plan.keys.key, run.stages) if key in failures), None)
+        if lost and run.experiment.method != TEACHER:
+            console.print(f"{run.experiment.method} net{run.experiment.net} is not done: {lost}", highlight=False, soft_wrap=True)
+    return not failures
+
+
+def keep(request: Request, runs: list[Run], plan: Plan, task: Task | None = None) -> None:
+    """Write the records of the runs that are finished: of those that `task` belongs to, or of all."""
+    done = [run for run in runs if all(plan.task(stage).is_finished for stage in run.stages)]
+    if done and not request.is_papers:
+        write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump())
+    for run in done:
+        if task is None or task.stage in run.stages:
+            record.write(run, plan)
+    if task is None:
+        for method in dict.fromkeys(run.experiment.method for run in done):
+            keep_ensemble([run for run in done if run.experiment.method == method and run.repeat == 1], plan)
+
+
+def keep_ensemble(runs: list[Run], plan: Plan) -> None:
+    """Write the accuracy of a method's nets together, the mean of their class probabilities, beside their records."""
+    if len(runs) < 2:
+        return
+    found = [np.load(plan.task(run.stages[-1]).folder / "predictions.npz") for run in runs]
+    scores = [each["scores"].reshape(len(each["scores"]), -1).astype(np.float64) for each in found]
+    powers = [np.exp(each - each.max(axis=1, keepdims=True)) for each in scores]
+    accuracy = ensemble_accuracy([p / p.sum(axis=1, keepdims=True) for p in powers], found[0]["labels"].reshape(-1).astype(int))
+    content = {"ensemble": accuracy, "nets": [run.experiment.net for run in runs]}
+    path = runs[0].record.with_name("ensemble.json")
+    if not path.exists() or read_json(path) != content:
+        write_json(path, content)
+
+
+def listing(plan: Plan, named: dict[str, str], cost: Estimate) -> Grid:
+    """The stages of a plan, for people."""
+    grid = Grid("stage", Column("iterations", justify="right"), Column("time", justify="right"), Column("folder", overflow="fold"),
+                box=None, pad_edge=False)
+    for task in plan.tasks.values():
+        grid.add_row(named[task.key], f"{task.iterations:,}", "finished" if task.is_finished else clock(cost.of(task)), str(task.folder))
+    return grid

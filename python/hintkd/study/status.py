@@ -1,0 +1,103 @@
+"""What has been done of what was asked for, and why a finished stage would run again.
+
+Each saved request is planned anew, with today's code, data and versions.  A stage whose key is no longer the one it was finished
+under is explained by the parts of the two keys that differ.
+"""
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from hintkd.errors import UserError
+from hintkd.files import read_json
+from hintkd.run.keys import differences
+from hintkd.run.runner import STAGES, Plan, Task, known_parts
+from hintkd.stage.program import FAILURE
+from hintkd.study.reproduce import REQUESTS, Request, labels, load_request, stage_name
+
+SHOWN = 4                                   # differences that are listed
+
+
+@dataclass(frozen=True)
+class State:
+    """Of one stage: finished, running, failed, begun, waiting or changed, and what there is to say of it."""
+    name: str
+    state: str
+    detail: str = ""
+
+
+def show(console: Console, table: str | None = None) -> None:
+    """Print the state of every stage of the saved requests, or of those of one table.  Raises UserError if there are none."""
+    paths = [path for path in sorted(REQUESTS.glob("*.json")) if table is None or path.stem == table or path.stem.startswith(f"{table}-")]
+    if not paths:
+        what = f"{table} was not" if table else "nothing was"
+        raise UserError(f"{what} asked for in {Path.cwd()}: start with `hintkd reproduce {table or 'TABLE'}`")
+    for path in paths:
+        request, found = look(path)
+        finished = sum(state.state == "finished" for state in found)
+        console.print(f"{request.name}: {finished} of {len(found)} stages finished", highlight=False)
+        grid = Grid("stage", "state", "", box=None, pad_edge=False)
+        for state in found:
+            grid.add_row(state.name, state.state, state.detail)
+        console.print(grid)
+
+
+def look(path: Path) -> tuple[Request, list[State]]:
+    """The request that was saved here, and the state of each of its stages."""
+    request, used, known = load_request(path)
+    runs = request.runs()
+    plan = Plan([stage for run in runs for stage in run.stages], used.setting)
+    before = {plan.keys.key(stage): known.get(stage_name(run, i)) for run in runs for i, stage in enumerate(run.stages)}
+    return request, list(states(plan, labels(runs, plan), before))
+
+
+def states(plan: Plan, named: dict[str, str], before: dict[str, str | None]) -> Iterator[State]:
+    """The state of every task; `before` has the keys that they had when they were asked for, by the keys they have now."""
+    for task in plan.tasks.values():
+        name, old = named[task.key], before.get(task.key)
+        if task.is_finished:
+            yield State(name, "finished")
+        elif is_running(task):
+            yield State(name, "running", at(task))
+        elif (failure := task.folder / FAILURE).exists():
+            yield State(name, "failed", read_json(failure))
+        elif at(task):
+            yield State(name, "begun", at(task))
+        elif old and old != task.key and (why := what_changed(plan, task, old)):
+            yield State(name, "changed", why)
+        else:
+            yield State(name, "waiting")
+
+
+def is_running(task: Task) -> bool:
+    """Whether a process holds the folder's lock."""
+    with suppress(FileNotFoundError), (task.folder / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def at(task: Task) -> str:
+    """How far a task is by its last snapshot; "" if it has not begun."""
+    with suppress(FileNotFoundError, ValueError, KeyError):
+        return f"{read_json(task.folder / 'progress.json')['iteration']:,} of {task.iterations:,} iterations"
+    return ""
+
+
+def what_changed(plan: Plan, task: Task, old: str) -> str:
+    """Why a stage that was finished under another key would run again; "" if it was not finished."""
+    folder = STAGES / f"{task.stage.title}-{old[:12]}"
+    parts = known_parts(folder)
+    if parts is None or not (folder / "result.json").exists():
+        return ""
+    found = differences(parts, plan.keys.parts(task.stage))
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"was finished, and would run again, because of {'; '.join(found[:SHOWN])}{more}"

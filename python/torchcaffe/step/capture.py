@@ -1,0 +1,129 @@
+"""Passes that need nothing of the host: on a GPU recorded once as a CUDA graph and replayed, on a CPU the same function, called.
+
+What changes from pass to pass lies in device memory: records of a data set (or the next batch, copied in before the pass), the layers'
+cursors, rates, parameters and histories.  So the host only starts a replay, and waits where somebody looks: at a display, a
+test or a snapshot.  What a pass computes is program.py's Program; what happens with its gradients is the solver's business.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from torchcaffe import glog
+from torchcaffe.data.images import KEEP_BYTES
+from torchcaffe.layers.data import Data
+from torchcaffe.step.program import Program
+
+Fed = dict[str, Tensor]                                 # tops that the host provides, by name
+Work = Callable[[list[list[Fed]]], Tensor | None]
+WARM_UP = 3                                             # times the work is done before the recording, while libraries choose and allocate
+
+
+class Replay:
+    """`work`, which makes `passes` passes of some programs and returns a loss, as something that can be called again and again.
+
+    work     is called with what the host provides, fed[pass][program]; changes tensors in place only
+    state    the tensors it changes, apart from the layers' cursors
+    """
+
+    def __init__(self, programs: Sequence[Program], passes: int, work: Work, state: Sequence[Tensor]):
+        self.programs, self.passes, self.work, self.state = programs, passes, work, list(state)
+        self.device = programs[0].net.context.device
+        layers = [node.layer for program in programs for node in program.graph.nodes]
+        for layer in layers:
+            if isinstance(layer, Data):
+                layer.reside(self._room())
+        self.layers = [layer for layer in layers if not layer.needs_host]
+        self.clocks = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in self.layers]
+        self.cursors = [0] * len(self.layers)
+        self.fed: list[list[Fed]] = [[{} for _ in programs] for _ in range(passes)]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.can_record = self.device.type == "cuda"
+        self.result: Tensor | None = None
+
+    def _room(self) -> int:
+        """How many bytes a data set may take: at most half of what is free on a GPU."""
+        return min(KEEP_BYTES, torch.cuda.mem_get_info(self.device)[0] // 2) if self.device.type == "cuda" else KEEP_BYTES
+
+    def __call__(self) -> Tensor | None:
+        """Do the work once.  The tensor that is returned is overwritten by the next call."""
+        self._feed()
+        self._set_clocks()
+        if self.graph is None and self.can_record:
+            with torch.cuda.device(self.device):
+                self._record()
+        if self.graph is None:
+            self.result = self._run()
+        else:
+            with torch.cuda.device(self.device):
+                self.graph.replay()
+        self._count()
+        for program in self.programs:
+            program.show()
+        return self.result
+
+    def _feed(self) -> None:
+        """Put what the host provides where the work reads it.  Another shape needs another recording."""
+        for feds in self.fed:
+            for program, fed in zip(self.programs, feds, strict=True):
+                for name, value in program.sources(lambda layer: layer.needs_host).items():
+                    place = fed.get(name)
+                    if place is None or place.shape != value.shape:
+                        fed[name], self.graph = value.clone(), None
+                    else:
+                        place.copy_(value, non_blocking=True)
+
+    def _set_clocks(self) -> None:
+        """A cursor that somebody else has moved, as restoring a snapshot does, counts."""
+        for i, layer in enumerate(self.layers):
+            if layer.cursor != self.cursors[i]:
+                self.clocks[i].fill_(layer.cursor)
+                self.cursors[i] = layer.cursor
+
+    def _count(self) -> None:
+        """Let the cursors on the host follow those in device memory."""
+        for i, layer in enumerate(self.layers):
+            if layer.ticks:
+                self.cursors[i] = layer.cursor = layer.cursor + self.passes
+
+    def _run(self) -> Tensor | None:
+        for layer, clock in zip(self.layers, self.clocks, strict=True):
+            layer.clock = clock
+        try:
+            return self.work(self.fed)
+        finally:
+            for layer in self.layers:
+                layer.clock = None
+
+    def _record(self) -> None:
+        """Warm up, take back what that changed, and record; or find that it cannot be recorded, and say so."""
+        state = [*self.state, *self.clocks, *(tensor for layer in self.layers for tensor in layer.state)]
+        kept = [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.result = self._run()
+            self.graph = graph
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:                       # an operation of a Python layer, say, that waits for its result
+            self.can_record = False
+            glog.warning(f"{self.programs[0].net.source} is not replayed: {str(error).splitlines()[0]}", "capture.py:1")
+        for tensor, value in zip(state, kept, strict=True):
+            tensor.copy_(value)
+
+
+def why_not(program: Program) -> str | None:
+    """Why the program's passes cannot run from device memory alone, in words, or None if they can."""
+    for node in program.graph.nodes:
+        if node.layer.needs_host and node.bottoms:
+            return f"layer '{node.layer.name}' ({node.layer.type}) needs the host in every pass"
+    return None

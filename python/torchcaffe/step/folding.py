@@ -1,0 +1,97 @@
+"""Convolutions with the BatchNorm and Scale behind them folded into their weights.
+
+Where stored statistics are used and nothing is learned, as in a teacher inside a student's net and in every TEST net,
+BatchNorm and Scale are one factor and one shift per channel.  They cost nothing once they are part of the convolution.  Nor do, on
+CPUs, a ReLU and the sum at the end of a residual block, which oneDNN computes while a convolution's top is still in the registers.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaffe.graph.build import Node
+from torchcaffe.layers.layout import channels_last
+from torchcaffe.layers.norm import BatchNorm
+from torchcaffe.layers.vision import Convolution
+
+FULL_BATCH = 16                         # from here on torch gives every convolution to oneDNN, so that both ways round alike
+
+
+def is_plain_scale(node: Node) -> bool:
+    """Scale by gamma and beta, one of each per channel."""
+    p = node.layer.param.scale_param
+    return node.layer.type == "Scale" and len(node.bottoms) == 1 and p.axis == 1 and p.num_axes == 1 and p.bias_term
+
+
+def is_plain_relu(node: Node) -> bool:
+    """ReLU without a negative slope."""
+    return node.layer.type == "ReLU" and node.layer.param.relu_param.negative_slope == 0
+
+
+def foldable(chain: list[Node]) -> bool:
+    """Whether Folded can compute these layers, which follow each other in place: Convolution, BatchNorm, Scale[, ReLU]."""
+    if not 3 <= len(chain) <= 4:
+        return False
+    convolution, norm = chain[0].layer, chain[1].layer
+    return (isinstance(convolution, Convolution) and convolution.channel_axis == 1 and len(chain[0].bottoms) == 1
+            and isinstance(norm, BatchNorm) and norm.stored and is_plain_scale(chain[2]) and all(map(is_plain_relu, chain[3:])))
+
+
+class Folded:
+    """y = [relu](convolution(x, w g) + b), with g = gamma / sqrt(variance + eps) and b = beta - (mean - bias) g per output channel."""
+
+    def __init__(self, chain: list[Node]):
+        convolution, norm = chain[0].layer, chain[1].layer
+        assert isinstance(convolution, Convolution) and isinstance(norm, BatchNorm)
+        self.convolution, self.norm, self.scale, self.relu = convolution, norm, chain[2].layer, len(chain) == 4
+        context = convolution.context
+        self.fuses = (torch.backends.mkldnn.is_available() and context.device.type == "cpu" and context.dtype == torch.float32
+                      and context.precision == "fp32" and convolution.spatial == 2)
+        self.geometry = convolution.pad, convolution.stride, convolution.dilation, convolution.param.convolution_param.group
+        self.weight: Tensor | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Fold the parameters as they are now."""
+        mean, variance = self.norm.statistics()
+        gamma, beta = (p.detach() for p in self.scale.params)
+        weight, *bias = (p.detach() for p in self.convolution.params)
+        gain = gamma * (variance + self.norm.eps).rsqrt()
+        folded = weight * gain.reshape(-1, *[1] * (weight.dim() - 1)), beta - (mean - bias[0] if bias else mean) * gain
+        if self.weight is None:
+            self.weight, self.bias = folded
+        else:                                               # in their place, which a recorded pass reads
+            self.weight.copy_(folded[0])
+            self.bias.copy_(folded[1])
+
+    def fuses_now(self, x: Tensor) -> bool:
+        """Whether oneDNN computes what follows the convolution of x together with it."""
+        return self.fuses and len(x) >= FULL_BATCH and not self.convolution.context.traced
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        if self.relu and self.fuses_now(x):
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(channels_last(x), self.weight, self.bias, *self.geometry, "relu", [], "")
+            return y
+        y = self.convolution.convolve(x, self.weight, self.bias)
+        return F.relu_(y) if self.relu else y
+
+
+class FoldedSum:
+    """[relu](folded(x) + other), over `other` where oneDNN does it."""
+
+    def __init__(self, folded: Folded, relu: bool):
+        self.folded, self.relu = folded, relu
+
+    def refresh(self) -> None:
+        """As Folded.refresh."""
+        self.folded.refresh()
+
+    def __call__(self, x: Tensor, other: Tensor) -> Tensor:
+        folded = self.folded
+        if folded.fuses_now(x):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, channels_last(x), folded.weight, folded.bias, *folded.geometry,
+                                                                   "add", 1.0, "relu" if self.relu else None, [], "")
+        y = folded(x).add_(other)
+        return F.relu_(y) if self.relu else y

@@ -1,0 +1,169 @@
+"""One pass of a net as one function of tensors: what training and testing programs run.
+
+The same layers as net.py, without blobs in between: what is computed together is one operation (operations.py), autograd goes through
+the whole net, nothing is kept that training does not need, and nothing waits for the host.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from torchcaffe.graph.build import check_differentiable
+from torchcaffe.layers.base import Layer
+from torchcaffe.layers.python import PythonLayer
+from torchcaffe.net import Net
+from torchcaffe.step.folding import Folded, FoldedSum
+from torchcaffe.step.memory import keep_freed
+from torchcaffe.step.operations import Operation, Tops, plan
+
+# Layers that may compute on bfloat16 with a precision of bf16; all others are given float32.
+HALF = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "Pooling", "Eltwise", "Concat",
+        "Slice", "Split", "Flatten", "Reshape", "Dropout"}
+
+
+def why_not(net: Net) -> str | None:
+    """Why the net cannot run as one function, in words, or None if it can."""
+    for node in net.graph.nodes:
+        if isinstance(node.layer, PythonLayer) and not node.layer.has_torch_form:
+            values = sum(blob.count for blob in (*node.bottoms, *node.tops))
+            return (f"Python layer '{node.layer.name}' has no forward_torch, so that {4 * values / 2**20:.3g} MiB pass through numpy "
+                    "on the way forward, and their gradients on the way back")
+        if node.layer.varies:
+            return f"layer '{node.layer.name}' reads images one by one, which may differ in size"
+    consumed = {name for node in net.graph.nodes for name in node.bottom_names}
+    for node in net.graph.nodes:
+        for name, weight in zip(node.top_names, node.loss_weights, strict=True):
+            if weight and name in consumed and node.layer.type != "Split":
+                return f"the loss '{name}' is also the bottom of another layer"
+            if name in net.inputs and node.layer.type != "Input":
+                return f"layer '{node.layer.name}' changes the input '{name}' in place"
+    return None
+
+
+class Pass(dict[str, Tensor]):
+    """The tops of a pass by name.  Those that were let go of are computed again when somebody asks for them."""
+
+    def __init__(self, operations: list[Operation], compute: Callable[[Operation, list[Tensor]], Tops]):
+        super().__init__()
+        self._compute = compute
+        makers: dict[object, list[Operation]] = {}          # several where layers work in place
+        for op in operations:
+            for name in op.tops:
+                makers.setdefault(name, []).append(op)
+        self._makers = {name: known for name, known in makers.items() if all(op.is_repeatable for op in known)}
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name in self._makers and all(bottom in self for bottom in self._makers[name][0].bottoms))
+
+    def __missing__(self, name: str) -> Tensor:
+        with torch.no_grad():
+            for op in self._makers[name]:
+                op.store(self._compute(op, [self[bottom] for bottom in op.bottoms]), self)
+        return self[name]
+
+    def could_again(self, name: str) -> bool:
+        """Whether the top can be computed again."""
+        return name in self._makers
+
+
+class Program:
+    """A net as a list of operations.
+
+    forward() returns the loss (a scalar tensor, or None without a loss); gradients() differentiates it.  The tops of the last pass
+    are kept until the next one starts, for blobs that somebody looks at, or computed again then where no parameter is needed.
+    """
+
+    def __init__(self, net: Net, at_rest: Set[int] | None = None):
+        """`at_rest`: the learnable parameters (positions in graph.learnable) that no update changes while the program runs.
+
+        None makes a program without gradients, for tests.
+        """
+        keep_freed()
+        self.net, self.graph, self.at_rest = net, net.graph, at_rest
+        if at_rest is not None:
+            with net.located():
+                check_differentiable(net.graph)
+        planned = plan(net.graph, at_rest)
+        self.operations = [op for op in planned if not op.is_idle]
+        self.losses = {op: op.losses for op in self.operations if op.losses}
+        self.tops = Pass(planned, self.compute)
+        readers = {name: op for op in self.operations for name in op.bottoms}         # the last of each
+        for name, op in readers.items():
+            if self.tops.could_again(name) and name not in op.tops and name not in op.overwrites:
+                op.releases.append(name)
+        self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
+        self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
+                        for node in self.graph.nodes if node.need_backward
+                        for i, need in enumerate(node.param_need) if need]
+
+    def refresh(self) -> None:
+        """Read the parameters at rest again: somebody may have changed them between two runs."""
+        for op in self.operations:
+            if isinstance(op.run, Folded | FoldedSum):
+                op.run.refresh()
+
+    def sources(self, which: Callable[[Layer], bool] = lambda layer: True) -> dict[str, Tensor]:
+        """What a pass starts from: the input blobs, and the next tops of those layers without bottoms that are wanted."""
+        tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs}
+        for op in self.operations:
+            if not op.bottoms and op.nodes[0].layer.type != "Parameter" and which(op.nodes[0].layer):
+                op.store(op.run(), tops)
+        return tops
+
+    def forward(self, fed: Mapping[str, Tensor] | None = None, done: Collection[Operation] = ()) -> Tensor | None:
+        """One pass over all layers.
+
+        `fed` has the input blobs, whatever tops of layers without bottoms are known already, and the tops of the operations `done`.
+        Without it, inputs are read from the input blobs, and the blobs show() the pass.
+        """
+        tops = self.tops
+        tops.clear()
+        tops.update(fed if fed is not None else ((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs))
+        held = {name for name, blob in self.shown if blob.data_slot.host is not None}         # arrays that are to show the pass
+        loss: Tensor | None = None
+        for op in self.operations:
+            if op in done or (not op.bottoms and all(name in tops for name in op.tops)):
+                continue
+            bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
+            kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
+            with nullcontext() if op.learns else torch.no_grad():
+                op.store(self.compute(op, bottoms), tops)
+            for name, weight in self.losses.get(op, {}).items():
+                term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
+                loss = term if loss is None else loss + term
+            for name in op.releases:
+                if name not in held:
+                    tops.pop(name, None)
+            tops.update(kept)
+        if fed is None:
+            self.show()
+        return loss
+
+    def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops:
+        """The tops of an operation in the net's precision."""
+        if self.net.context.precision != "bf16":
+            return op.run(*bottoms)
+        half = all(node.layer.type in HALF for node in op.nodes)
+        with torch.autocast(self.net.context.device.type, torch.bfloat16, enabled=half):
+            return op.run(*bottoms) if half else op.run(*(x.float() if x.dtype == torch.bfloat16 else x for x in bottoms))
+
+    def show(self) -> None:
+        """Let the blobs have the last pass, when somebody looks; arrays that somebody has are brought up to date."""
+        for name, blob in self.shown:
+            blob.data_slot.defer(self.tops, name)
+
+    def gradients(self, loss: Tensor | None) -> list[Tensor | None]:
+        """The gradient of `loss` for every learnable parameter, None where there is none."""
+        result: list[Tensor | None] = [None] * len(self.graph.learnable)
+        if loss is None or not loss.requires_grad:
+            return result
+        grads = torch.autograd.grad(loss, [layer.params[i] for layer, i, _ in self.learned], allow_unused=True)
+        for grad, (_, _, owner) in zip(grads, self.learned, strict=True):
+            if grad is None:
+                continue
+            known, grad = result[owner], grad.reshape(self.graph.learnable[owner].blob.shape)
+            result[owner] = grad if known is None else known + grad
+        return result

@@ -1,0 +1,208 @@
+"""Several solvers that train side by side: what is frozen and equal in their nets, a teacher as a rule, runs once on all their batches.
+
+The batches go side by side through the shared layers, and each solver goes on with its own part.  On a GPU the iterations of all are
+recorded as one CUDA graph, in which the solvers' own parts run on streams of their own.  A solver ends with the weights it would have
+had alone, but for the rounding of convolutions of a larger batch.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from torchcaffe.errors import CaffeError
+from torchcaffe.graph.build import Node
+from torchcaffe.layers.base import Layer
+from torchcaffe.layers.norm import BatchNorm
+from torchcaffe.proto import caffe_pb2
+from torchcaffe.step import capture
+from torchcaffe.step.capture import Fed, Replay
+from torchcaffe.step.folding import is_plain_scale
+from torchcaffe.step.operations import Operation, rests
+from torchcaffe.step.program import Program
+from torchcaffe.train.solver import Solver
+
+# Types whose result for an item depends on that item alone, as long as nothing is drawn; BatchNorm is one with stored statistics.
+ITEMWISE = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "ReLU", "ELU", "Sigmoid", "TanH", "AbsVal",
+            "Power", "Exp", "Log", "BNLL", "Pooling", "LRN", "Eltwise", "Split", "Softmax", "Concat"}
+AXES = {"InnerProduct": "inner_product_param", "Softmax": "softmax_param", "Concat": "concat_param", "Convolution": "convolution_param",
+        "Deconvolution": "convolution_param"}
+
+
+class Together:
+    """Solvers in step with each other.
+
+    Raises CaffeError where a solver cannot run whole iterations (`fast`), has callbacks, or differs from the first in device, number
+    type, precision or iter_size.
+    shared    of each solver the operations that run once for all, in the same order
+    turn      turn(number) surrounds what that solver does alone: its tests, displays and snapshots, whose lines may go to a log of its own
+    """
+
+    def __init__(self, solvers: Sequence[Solver], turn: Callable[[int], AbstractContextManager[object]] = nullcontext):
+        if not solvers:
+            raise CaffeError("there are no solvers to train together")
+        self.turn = turn
+        self.solvers, self.programs = solvers, [_program(solver, solvers[0]) for solver in solvers]
+        self.device = self.programs[0].net.context.device
+        self._find_shared()
+        replayable = all(s.replay for s in solvers) and not any(capture.why_not(p) for p in self.programs)
+        state = [tensor for solver in solvers for tensor in solver._state()]
+        self.replay = Replay(self.programs, solvers[0].param.iter_size, self._iteration, state) if replayable else None
+        self.streams = [torch.cuda.Stream(self.device) for _ in solvers] if self.device.type == "cuda" else []
+
+    def step(self, iterations: int) -> None:
+        """Train each solver for so many updates, or until one is asked to stop; each tests, displays and snapshots as its prototxt says."""
+        for number, solver in enumerate(self.solvers):
+            with self.turn(number):
+                solver._begin(on_device=self.replay is not None)
+        for _ in range(iterations):
+            if any(solver.is_stopped for solver in self.solvers):
+                for solver in self.solvers:
+                    solver.request("stop")
+                break
+            for number, solver in enumerate(self.solvers):
+                with self.turn(number):
+                    solver._test_if_due()
+                    solver._set_rate()
+            losses = self.replay() if self.replay is not None else self._iteration(None)
+            assert losses is not None
+            for number, (solver, loss) in enumerate(zip(self.solvers, losses.clone(), strict=True)):
+                with self.turn(number):
+                    solver._count(loss)
+                    solver._snapshot_if_due()
+        for solver in self.solvers:
+            solver._show_parameters()
+
+    # -- one iteration ---------------------------------------------------------------------------------------------
+    def _iteration(self, fed: list[list[Fed]] | None) -> Tensor:
+        """Passes and updates of all solvers; their losses, (solvers,)."""
+        passes = [self._known(feds) for feds in fed] if fed else [self._known(None) for _ in range(self.solvers[0].param.iter_size)]
+
+        def of(number: int) -> Tensor:
+            loss = self.solvers[number]._whole_iteration(self.programs[number], [known[number] for known in passes],
+                                                          self.shared[number])
+            return torch.zeros((), device=self.device) if loss is None else loss
+        losses = torch.stack(self._side_by_side(of))
+        if fed is None:
+            for program in self.programs:
+                program.show()
+        return losses
+
+    def _known(self, feds: list[Fed] | None) -> list[Fed]:
+        """What each solver's pass starts from: its records, and the shared tops of them."""
+        known: list[Fed] = []
+        for number, program in enumerate(self.programs):
+            given = feds[number] if feds is not None else {}
+            known.append({**program.sources(lambda layer: feds is None or not layer.needs_host), **given})
+        wide: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for op in self.shared[0]:
+                for name in op.bottoms:
+                    if name not in wide:
+                        wide[name] = torch.cat([tops[self._names[number][name]] for number, tops in enumerate(known)])
+                op.store(self.programs[0].compute(op, [wide[name] for name in op.bottoms]), wide)
+        for op in self.shared[0]:
+            for name in wide.keys() & op.tops:
+                for tops, part, names in zip(known, wide[name].chunk(len(known)), self._names, strict=True):
+                    tops[names[name]] = part
+        return known
+
+    def _side_by_side(self, work: Callable[[int], Tensor]) -> list[Tensor]:
+        """work(0), work(1) ...: on a GPU each on a stream of its own."""
+        if not self.streams:
+            return [work(number) for number in range(len(self.solvers))]
+        here = torch.cuda.current_stream(self.device)
+        results = []
+        for number, stream in enumerate(self.streams):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                results.append(work(number))
+        for stream in self.streams:
+            here.wait_stream(stream)
+        return results
+
+    # -- what is shared --------------------------------------------------------------------------------------------
+    def _find_shared(self) -> None:
+        """The first solver's operations that all have, the same ones of each solver, and what a blob of the first is called in each."""
+        described = [_described(program) for program in self.programs]
+        common = [identity for identity in described[0] if all(identity in operations for operations in described)]
+        self.shared = [[operations[identity] for identity in common] for operations in described]
+        self._names = [{mine: theirs for one, other in zip(self.shared[0], operations, strict=True)
+                        for mine, theirs in zip(one.bottoms + one.tops, other.bottoms + other.tops, strict=True)}
+                       for operations in self.shared]
+
+
+def solve_together(solvers: Sequence[Solver]) -> None:
+    """Train all solvers to their max_iter, which is one for all, or until one is asked to stop; each ends as solve() ends."""
+    ends = {solver.param.max_iter - solver.iter for solver in solvers}
+    if len(ends) > 1:
+        raise CaffeError(f"solvers that train together have as many iterations before them, not {' and '.join(map(str, sorted(ends)))}")
+    Together(solvers).step(max(*ends, 0))
+    for solver in solvers:
+        solver._end()
+
+
+def _program(solver: Solver, first: Solver) -> Program:
+    """The solver's trained net as a program.  Raises CaffeError if it cannot train together with `first`."""
+    program = solver._program(solver.net)
+    if program is None:
+        raise CaffeError(f"{solver.source}: solvers train together as whole iterations; set fast to True before the first step, and see "
+                         "the log for why a net cannot")
+    if solver._callbacks:
+        raise CaffeError(f"{solver.source}: a solver with callbacks cannot train together with others")
+    mine, others = ((s.net.context.device, s.net.context.dtype, s.net.context.precision, s.param.iter_size) for s in (solver, first))
+    if mine != others:
+        raise CaffeError(f"{solver.source}: differs from {first.source} in device, number type, precision or iter_size, so they cannot "
+                         "train together")
+    return program
+
+
+def _described(program: Program) -> dict[str, Operation]:
+    """The operations that another program may have too, under what they compute from which kind of records."""
+    operations: dict[str, Operation] = {}
+    known = {name: f"input {name} {program.net.blobs[name].shape}" for name in program.net.inputs}
+    for op in program.operations:
+        identity = ""
+        if not op.bottoms:
+            identity = f"{_message(op.nodes[0].layer)} {[program.net.blobs[name].shape for name in op.tops]}"
+        elif not op.learns and all(name in known for name in op.bottoms) and all(_is_itemwise(program, node) for node in op.nodes):
+            identity = " ".join([*(known[name] for name in op.bottoms), *(_computes(node) for node in op.nodes)])
+            identity = hashlib.sha256(identity.encode()).hexdigest()
+            operations[identity] = op
+        for i, name in enumerate(op.tops):
+            known.pop(name, None)
+            if identity:
+                known[name] = f"{identity} {i}"
+    return operations
+
+
+def _is_itemwise(program: Program, node: Node) -> bool:
+    """Whether the layer gives for each item what it would give without the others, now and after any number of updates."""
+    layer = node.layer
+    if layer.type not in ITEMWISE or not rests(program.graph, node, program.at_rest):
+        return False
+    if isinstance(layer, BatchNorm):
+        return layer.stored
+    if layer.type == "Scale":
+        return is_plain_scale(node)
+    return getattr(layer.param, AXES[layer.type]).axis == 1 if layer.type in AXES else True
+
+
+def _computes(node: Node) -> str:
+    """What a layer computes: its type, settings and parameters."""
+    digest = hashlib.sha256()
+    for blob in node.layer.blobs:
+        digest.update(blob.data_slot.value().detach().cpu().numpy().tobytes())
+    return f"{_message(node.layer)} {digest.hexdigest()}"
+
+
+def _message(layer: Layer) -> str:
+    """The layer's message without what it is called, where it lies in the net and how it learns."""
+    message = caffe_pb2.LayerParameter()
+    message.CopyFrom(layer.param)
+    for name in ("name", "bottom", "top", "param", "blobs", "include", "exclude", "propagate_down", "loss_weight"):
+        message.ClearField(name)
+    return f"{layer.phase} {message.SerializeToString(deterministic=True).hex()}"

@@ -18,7 +18,8 @@ import memory
 import scaling
 import step
 from hintkd import cli
-from hintkd.methods.hint_2019 import METHODS, generate
+from hintkd.methods import generate
+from hintkd.methods.hint_2019 import METHODS
 from hintkd.study.table import load_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,9 @@ import torch
 
 import torchcaffe as caffe
 from nets import conv, feed, parameters, resnet8, write_solver, zero_padded
+from torchcaffe.step import folding
 from torchcaffe.step.folding import Folded, FoldedSum
-from torchcaffe.step.program import Program, folding
+from torchcaffe.step.program import Program
 
 FROZEN = "param { lr_mult: 0 decay_mult: 0 }"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hintkd.errors import UserError
+from hintkd.seeds import role_seed
 
 
 def _one_of(owner: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -181,7 +182,9 @@ class Experiment:
     hint_pairs: tuple[tuple[str, str], ...] = ()           # (hint, guided) layers by hand, bottom up; () for the paper's
     teacher_dataset: Dataset | None = None                 # what the teacher is trained on, if not `dataset`
     external_teacher: ExternalTeacher | None = None
-    seed: int = 1
+    seed: int = 1                                          # of the run
+    table_seed: int = 0                                    # of the table, so that two tables' runs of one method differ
+    repeat: int = 1                                        # which complete replication
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -193,6 +196,7 @@ class Experiment:
             raise UserError(f"{self.table}: scale is {self.scale}; it must be above 0")
         if self.net < 1:
             raise UserError(f"{self.table}: net is {self.net}; nets are counted from 1")
+        assert self.net_seed                               # raises where seed, repeat or net are out of range
 
     @property
     def scaled_schedule(self) -> Schedule:
@@ -206,11 +210,16 @@ class Experiment:
         return f if self.scale >= 1 else max(min(f, 0.9), 1 - (1 - f) / self.scale)
 
     @property
-    def shared_seed(self) -> int:
-        """Of what all nets of a table share: the teacher and Stage 1."""
-        return 100 * self.seed
+    def teacher_seed(self) -> int:
+        """Of the teacher, which tables share."""
+        return role_seed("teacher", self.seed, repeat=self.repeat)
+
+    @property
+    def stage1_seed(self) -> int:
+        """Of Stage 1, which the nets and methods of a table share, so that they stay paired."""
+        return role_seed("stage1", self.seed, self.table_seed, self.repeat)
 
     @property
     def net_seed(self) -> int:
         """Of what is a net's own: plain training, Stage 2, SL-ResNet's pretraining.  The same for every method."""
-        return 100 * self.seed + self.net
+        return role_seed("net", self.seed, self.table_seed, self.repeat, self.net)

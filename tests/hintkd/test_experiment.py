@@ -37,13 +37,6 @@ def test_moving_averages_become_as_much_shorter_as_the_run(fraction: float, scal
     assert experiment(scale=scale, options=Options(bn_fraction=fraction)).bn_fraction == pytest.approx(expected)
 
 
-def test_seeds_of_tables_and_nets_differ() -> None:
-    seeds = [value for seed in (1, 2) for x in (experiment(seed=seed, net=k) for k in (1, 2, 3)) for value in (x.net_seed,)]
-    shared = {experiment(seed=seed, net=k).shared_seed for seed in (1, 2) for k in (1, 2, 3)}
-    assert len(set(seeds)) == 6 and len(shared) == 2 and not shared & set(seeds)
-    assert experiment(method="hint-kd", net=2).net_seed == experiment(net=2).net_seed
-
-
 @pytest.mark.parametrize(("wrong", "complaint"), [
     ({"student": lambda: ResNet(9)}, "depths are 6n \\+ 2"),
     ({"student": lambda: ResNet(8, (16, 8, 4))}, "channel counts"),

@@ -73,7 +73,7 @@ def test_nets_share_stage_1_and_differ_in_all_that_is_their_own(method: str) -> 
     for same in zip(*runs, strict=True):
         shared = same[0].title.startswith(("hint", "teacher"))
         assert len(set(same)) == (1 if shared else 3)
-        assert [stage.solver.random_seed for stage in same] == ([100] * 3 if shared else [101, 102, 103])
+        assert len({stage.solver.random_seed for stage in same}) == (1 if shared else 3)
 
 
 def test_sl_pretraining_is_shared_between_its_two_methods() -> None:

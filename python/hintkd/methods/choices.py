@@ -76,8 +76,8 @@ CHOICES = (
            "recomputed from the three nets where these are printed"),
     Choice("seeds",
            "not printed",
-           "of table seed s, teacher and Stage 1 have the seed 100s and net k has 100s + k, for every method; "
-           "replication r has table seed s + r - 1"),
+           "the teacher, Stage 1 and net k have a seed each, made from the run's seed, the table's, the replication, the role and k, "
+           "so that no two roles begin with the same weights; Stage 1 and net k have the same for every method of a table"),
     Choice("what distinguishes the nets",
            "the weights that took no part in Stage 1; for SL-ResNet nothing is said",
            "these and the draws of the augmentation; SL-ResNet's nets have a pretraining each; the original student has three nets, "

@@ -56,7 +56,7 @@ def _places(x: Experiment) -> dict[Stage, str]:
 
 def _prefix(x: Experiment, stage: Stage, place: str) -> str:
     """The solver's path without suffix, which is also Caffe's default for its snapshots."""
-    own = x.net > 1 and stage.solver.random_seed == x.net_seed
+    own = x.net > 1 and stage.solver.random_seed not in (x.teacher_seed, x.stage1_seed)
     return f"solvers/{place}{f'-net{x.net}' if own else ''}"
 
 

@@ -6,6 +6,7 @@ otherwise: Bae et al. 2019, ETRI Journal, doi 10.4218/etrij.2018-0152.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 
 from hintkd.backend import caffe_pb2
@@ -49,7 +50,7 @@ def teacher_stage(x: Experiment) -> Stage:
         raise UserError(f"{x.table}: there is no teacher to train; name its depth")
     dataset = x.teacher_dataset or x.dataset
     return Stage("teacher", nets.plain_net(x, x.teacher, dataset),
-                 solver(x, x.scaled_schedule.teacher_iterations, x.shared_seed, x.schedule.base_lr))
+                 solver(x, x.scaled_schedule.teacher_iterations, x.teacher_seed, x.schedule.base_lr))
 
 
 def teacher_weights(x: Experiment) -> Weights:
@@ -73,7 +74,7 @@ def kd_stage(x: Experiment, init: Stage | None = None, iterations: int | None = 
 def hint_stage(x: Experiment, title: str, pairs: list[Pair], iterations: int, init: Stage | None = None) -> Stage:
     """Stage 1 or a step of it, the same for all nets of a table; a regressor is left behind."""
     return Stage(title, nets.hint_net(x, pairs),
-                 solver(x, iterations, x.shared_seed, x.schedule.hint_lr, falling=False, tested=False),
+                 solver(x, iterations, x.stage1_seed, x.schedule.hint_lr, falling=False, tested=False),
                  weights_in=(teacher_weights(x), *_from(init)), drop=(surgery.TEACHER, nets.REGRESSOR))
 
 
@@ -134,7 +135,7 @@ def _end_of(resnet: ResNet, module: int) -> str:
 # -- methods -----------------------------------------------------------------------------------------------------------------
 def original(x: Experiment) -> list[Stage]:
     """No teacher: plain softmax cross-entropy."""
-    return [label_stage(x, "original")]
+    return [label_stage(replace(x, table_seed=0), "original")]          # like the teacher, the same in every table
 
 
 def kd(x: Experiment) -> list[Stage]:

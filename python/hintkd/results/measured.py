@@ -90,7 +90,7 @@ class Record(_Read):
     def conditions(self) -> dict[str, str]:
         """What the records of one table share."""
         p = self.provenance
-        shared = {"scale": f"{self.scale:g}", "seed": str(self.seed - self.repeat + 1), "device": p.gpu or p.device,
+        shared = {"scale": f"{self.scale:g}", "seed": str(self.seed), "device": p.gpu or p.device,
                   "precision": p.precision, "backend": p.backend, "engine": p.engine or "not recorded"}
         networks = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
         return {**shared, **{name: str(value) for name, value in self.options.items()}, **networks}

@@ -29,6 +29,7 @@ from pydantic import (
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
 from hintkd.methods.hint_2019 import METHODS
+from hintkd.seeds import TABLE_SEEDS
 
 TEACHER, ORIGINAL = "teacher", "original"                    # rows of every table: the teacher (one net) and the student without one
 WITHOUT_TEACHER = (ORIGINAL, "sl-resnet")
@@ -166,6 +167,7 @@ class Table(_Strict):
     lambda_: float = Field(5.0, alias="lambda")
     options: Options = Options()
     nets: int = Field(3, ge=1)
+    seed: int = Field(0, ge=0, lt=TABLE_SEEDS)               # of Stage 1 and the nets; the teacher and the original student do without
     rows: tuple[Row, ...]
     claims: tuple[ClaimText, ...] = ()                       # the paper's
     controls: tuple[ClaimText, ...] = ()                     # comparisons of ours
@@ -225,7 +227,7 @@ class Table(_Strict):
         """One Experiment per net and method, the teacher first (method "teacher", net 1; only if something chosen needs it).
 
         methods, nets     the ones to run, None for all; nets are counted from 1
-        repeat            1, 2, ...: a complete replication, with a seed of its own for teacher, Stage 1 and nets
+        repeat            1, 2, ...: a complete replication, with other seeds for teacher, Stage 1 and nets
         Raises UserError on a method that the table does not have.
         """
         for method in methods or ():
@@ -234,17 +236,18 @@ class Table(_Strict):
         chosen = [m for m in self.methods if methods is None or m in methods]
         if TEACHER in self.methods and TEACHER not in chosen and set(chosen) - set(WITHOUT_TEACHER):
             chosen = [TEACHER, *chosen]
-        return [self._experiment(method, net, scale, seed + repeat - 1) for method in chosen
+        return [self._experiment(method, net, scale, seed, repeat) for method in chosen
                 for net in ([1] if method == TEACHER else nets or range(1, self.nets + 1))]
 
-    def _experiment(self, method: str, net: int, scale: float, seed: int) -> Experiment:
+    def _experiment(self, method: str, net: int, scale: float, seed: int, repeat: int) -> Experiment:
         row, teacher = self.row(method), self.teacher
         external = ExternalTeacher(teacher.weights, teacher.prototxt) if teacher and teacher.weights else None
         return Experiment(
             method=method, dataset=self.dataset, student=self.student.resnet, teacher=teacher.resnet if teacher else None, net=net,
             table=self.name, schedule=self.schedule, options=self.options, tau=self.tau if row.tau is None else row.tau,
             lambda_=self.lambda_ if row.lambda_ is None else row.lambda_, regressor=self.regressor, hint_pairs=self.hint_pairs,
-            teacher_dataset=teacher.dataset if teacher else None, external_teacher=external, seed=seed, scale=scale)
+            teacher_dataset=teacher.dataset if teacher else None, external_teacher=external, seed=seed,
+            table_seed=self.seed, repeat=repeat, scale=scale)
 
     def changed(self, *, teacher_depth: int | None = None, student_depth: int | None = None, teacher_weights: Path | None = None,
                 teacher_prototxt: Path | None = None, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Table:

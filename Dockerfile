@@ -11,7 +11,7 @@ COPY pyproject.toml constraints.txt ./
 ARG TORCH_INDEX_URL=
 RUN pip install --quiet --constraint constraints.txt ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; \
-      print(*(r for r in project['dependencies'] + extras['report'] + extras['demo'] + extras['images'] if not r.startswith('hintkd')), sep='\n')" \
+      print(*(r for r in project['dependencies'] + extras['report'] + extras['cluster'] + extras['demo'] + extras['images'] if not r.startswith('hintkd')), sep='\n')" \
       > requirements.txt \
  && pip install --quiet --constraint constraints.txt --requirement requirements.txt
 

@@ -170,6 +170,8 @@ def reproduce(
                                                 "fp32.")] = "fp32",
     together: Annotated[int, typer.Option(help="Train up to so many nets of one kind side by side, their teacher once for all; whether "
                                                "that is faster than --jobs is not measured yet.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="The address of a dask scheduler whose workers run the stages.",
+                                                  show_default=False)] = None,
     backend: Annotated[str, typer.Option(help="torchcaffe, or caffe for an installed one.")] = "torchcaffe",
     caffe_python: Annotated[str | None, typer.Option(help="For --backend caffe: a Python that can import it.", show_default=False)] = None,
     inexact: Annotated[bool, typer.Option("--inexact", help="Go on with stages that were begun with other versions or on another "
@@ -184,7 +186,7 @@ def reproduce(
                                         teacher_prototxt=teacher_prototxt, data=data, options=given(options))
     chosen = tuple(methods.split(",")) if methods else None
     request = Request(changed, scale, repeats, chosen, numbers("--nets", nets) if nets else None, seed)
-    done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact, precision, together), console, dry_run)
+    done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact, precision, together, scheduler), console, dry_run)
     if not dry_run:
         finish(done, request.name, Path.cwd())
 

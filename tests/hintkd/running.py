@@ -51,7 +51,8 @@ def interpreter() -> Interpreter:
 
 def run(stages: list[Stage], executor: Any, slots: int = 2, together: int = 1, **more: Any) -> tuple[Plan, Runner, Watcher]:
     plan, watcher = Plan(stages, setting(together=together)), Watcher()
-    runner = Runner(executor, slots, interpreter(), watcher, **more)
+    executor.slots = slots
+    runner = Runner(executor, interpreter(), watcher, **more)
     runner.run(plan)
     return plan, runner, watcher
 

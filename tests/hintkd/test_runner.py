@@ -133,7 +133,7 @@ def test_a_killed_stage_program_fails_its_stage_alone_and_is_replaced() -> None:
                 if log.exists() and "Iteration 100 " in log.read_text() and ("failed", "long") not in self.events:
                     pool.programs._all[0].process.kill()
         plan, watcher = Plan([long, short], setting()), Killing()
-        runner = Runner(pool, 1, interpreter(), watcher)
+        runner = Runner(pool, interpreter(), watcher)
         runner.run(plan)
     assert "its process ended with status -9" in runner.failures[plan.task(long).key]
     assert plan.task(short).is_finished
@@ -149,16 +149,9 @@ def test_leaving_the_executor_ends_running_stages_at_once() -> None:
     plan = Plan([stage], setting())
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), LocalExecutor(1) as pool:
-        Runner(pool, 1, interpreter(), Impatient()).run(plan)
+        Runner(pool, interpreter(), Impatient()).run(plan)
     assert time.monotonic() - start < 30
     assert pool.programs._all[0].process.returncode == -signal.SIGKILL
-
-
-def test_a_dask_client_takes_the_local_executors_place() -> None:
-    distributed = pytest.importorskip("distributed")
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
-        plan, runner, _ = run(tiny.stages(), client)
-    assert not runner.failures and all(task.is_finished for task in plan.tasks.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ another caffe
@@ -179,8 +172,8 @@ def test_another_caffe_runs_the_same_folders(other_python: str) -> None:
     first, *second = tiny.stages()
     plan = Plan([first, *second], setting(backend="caffe", engine=there.require_caffe()))
     with LocalExecutor(2) as pool:
-        cost = estimate(plan, pool, 2, there)
-        runner = Runner(pool, 2, there, Watcher())
+        cost = estimate(plan, pool, there)
+        runner = Runner(pool, there, Watcher())
         runner.run(plan)
     assert not runner.failures and set(cost.seconds) == set(plan.tasks)
     result, step = plan.task(first).result(), first.solver.base_lr / 1000
@@ -199,7 +192,7 @@ def test_another_caffe_starts_a_killed_stage_again(other_python: str) -> None:
     (folder / "snapshot_iter_20.solverstate").write_bytes(b"")
     (folder / "snapshot_iter_20.caffemodel").write_bytes(b"")
     with LocalExecutor(1) as pool:
-        Runner(pool, 1, Interpreter(other_python, str(Path.cwd())), Watcher()).run(plan)
+        Runner(pool, Interpreter(other_python, str(Path.cwd())), Watcher()).run(plan)
     assert weights_of(plan.task(stage))["fc"][0] == pytest.approx(60 * stage.solver.base_lr / 1000)
 
 
@@ -207,7 +200,7 @@ def test_a_failed_check_of_another_caffe_is_told_with_its_words(other_python: st
     stage = Stage("a", tiny.net(), tiny.solver(lr=-1.0))
     plan = Plan([stage], setting(backend="caffe", engine="caffe 1.0.0-fake"))
     with LocalExecutor(1) as pool:
-        runner = Runner(pool, 1, Interpreter(other_python, str(Path.cwd())), Watcher())
+        runner = Runner(pool, Interpreter(other_python, str(Path.cwd())), Watcher())
         runner.run(plan)
     (why,) = runner.failures.values()
     assert "status -6 (Check failed: base_lr >= 0 (-1 vs. 0) The rate must not be negative" in why and "log.txt" in why
@@ -226,17 +219,17 @@ def test_an_interpreter_without_caffe_is_refused(workspace: Path, other_python: 
 def test_an_estimate_measures_each_distinct_net_and_counts_what_is_left(executor: LocalExecutor) -> None:
     stages = [*tiny.stages(), Stage("wide", tiny.net(hidden=64), tiny.solver(iterations=600))]
     plan = Plan(stages, setting())
-    cost = estimate(plan, executor, 2, interpreter())
+    cost = estimate(plan, executor, interpreter())
     assert set(cost.seconds) == set(plan.tasks) and min(cost.seconds.values()) > 0
     first, wide = (cost.of(plan.task(stage)) for stage in (stages[0], stages[-1]))
     assert 5 < wide / first < 25                             # ten times the iterations
     assert not list(Path("runs").glob("estimate-*"))
     (folder := plan.task(stages[-1]).folder).mkdir(parents=True)
     (folder / "progress.json").write_text('{"iteration": 450}')
-    half = estimate(plan, executor, 2, interpreter())
+    half = estimate(plan, executor, interpreter())
     assert half.of(plan.task(stages[-1])) < wide / 2
     run(stages[:1], executor)
-    assert plan.task(stages[0]).key not in estimate(plan, executor, 2, interpreter()).seconds
+    assert plan.task(stages[0]).key not in estimate(plan, executor, interpreter()).seconds
 
 
 def test_a_net_that_cannot_be_built_is_told_before_anything_runs(executor: LocalExecutor) -> None:
@@ -244,14 +237,14 @@ def test_a_net_that_cannot_be_built_is_told_before_anything_runs(executor: Local
     net.layer[2].bottom[0] = "nothing"
     plan = Plan([Stage("x", net, tiny.solver())], setting())
     with pytest.raises(UserError, match="nothing"):
-        estimate(plan, executor, 1, interpreter())
+        estimate(plan, executor, interpreter())
     assert not list(Path("runs").glob("estimate-*"))
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_runs(executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="of disk in .* where 0.0 GB are free: make room"):
-        estimate(Plan(chain("a"), setting()), executor, 1, interpreter())
+        estimate(Plan(chain("a"), setting()), executor, interpreter())
 
 
 @pytest.mark.parametrize(("jobs", "total"), [(1, 70.0), (2, 40.0), (3, 30.0), (9, 30.0)])
@@ -276,7 +269,7 @@ from test_runner import Watcher
 first = Stage("first", tiny.net(), tiny.solver(iterations=200))
 second = Stage("second", tiny.net(), tiny.solver(2, iterations=6000), weights_in=(Weights(first, layers=("hidden",)),))
 with LocalExecutor(2) as pool:
-    Runner(pool, 2, Interpreter(sys.executable, os.getcwd()), Watcher()).run(Plan([second], Setting("torchcaffe", engine("torchcaffe"))))
+    Runner(pool, Interpreter(sys.executable, os.getcwd()), Watcher()).run(Plan([second], Setting("torchcaffe", engine("torchcaffe"))))
 """
 
 

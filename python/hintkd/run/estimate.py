@@ -1,7 +1,7 @@
 """What a run will take: a few iterations of each distinct net, measured on this device, and the plan played through.
 
-Nets are measured as they will run, `jobs` side by side, so that what they cost each other counts; what stages gain that train together
-does not.  Finished stages cost nothing and half-finished ones their rest.
+Nets are measured as they will run, as many side by side as the executor takes, so that what they cost each other counts; what stages
+gain that train together does not.  Finished stages cost nothing and half-finished ones their rest.
 """
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: task key -> what is left of it; total_s: all of the plan, `jobs` side by side; bytes: added on the disk, at most."""
+    """seconds: task key -> what is left of it; total_s: all of the plan, `jobs` of it side by side; bytes: added on the disk, at most."""
     seconds: dict[str, float]
     total_s: float
+    jobs: int
     bytes: int
 
     def of(self, task: Task) -> float:
         return self.seconds.get(task.key, 0.0)
 
 
-def estimate(plan: Plan, executor: Any, jobs: int, interpreter: Interpreter, device_id: int = 0) -> Estimate:
+def estimate(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int = 0) -> Estimate:
     """Measure and add up.  Raises UserError if a net cannot be built or the disk is too small."""
-    tasks = plan.unfinished()
+    tasks, jobs = plan.unfinished(), executor.slots
     costs = measure(plan, executor, interpreter, device_id)
     seconds = {task.key: left(task) * duration(task, costs[net_digest(task)]) for task in tasks}
     kept = sum(disk(task, costs[net_digest(task)]) for task in tasks)
@@ -54,7 +55,7 @@ def estimate(plan: Plan, executor: Any, jobs: int, interpreter: Interpreter, dev
     free = shutil.disk_usage(".").free
     if most > free:
         raise UserError(f"the run needs about {most / 1e9:.1f} GB of disk in {Path.cwd()}, where {free / 1e9:.1f} GB are free: make room")
-    return Estimate(seconds, makespan(plan, seconds, jobs), most)
+    return Estimate(seconds, makespan(plan, seconds, jobs), jobs, most)
 
 
 def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int) -> dict[str, Cost]:

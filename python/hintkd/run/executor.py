@@ -72,6 +72,10 @@ def link_alone(package: Path, folder: Path) -> None:
         part.replace(link)
 
 
+class ExecutorLost(UserError):
+    """Whatever runs the stages is gone, and no stage can be run any more."""
+
+
 class Program:
     """A stage program that waits for folders."""
 
@@ -136,8 +140,14 @@ class Programs:
         """End them all; none starts afterwards."""
         with self._lock:
             self._closed = True
+        self.end_in(None)
+
+    def end_in(self, workspace: str | None) -> None:
+        """End those of one workspace, or all."""
+        with self._lock:
             for program in self._all:
-                program.end()
+                if workspace in (None, program.interpreter.workspace):
+                    program.end()
 
 
 _thread = threading.local()                                  # .programs: whose thread this is; .program: its stage program
@@ -155,10 +165,16 @@ def run_folders(folders: Sequence[str], interpreter: Interpreter) -> None:
     program.run(folders)
 
 
+def end_programs(workspace: str) -> None:
+    """End the stage programs of a workspace that threads of no LocalExecutor have in this process."""
+    _of_others.end_in(workspace)
+
+
 class LocalExecutor(ThreadPoolExecutor):
     """`jobs` stages side by side on this machine; leaving its `with` block ends their processes."""
 
     def __init__(self, jobs: int):
+        self.slots = jobs
         self.programs = Programs()
         super().__init__(max_workers=jobs, thread_name_prefix="stage", initializer=self._adopt)
 

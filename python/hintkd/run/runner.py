@@ -20,7 +20,7 @@ from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import UserError
 from hintkd.files import read_json, write_file, write_json, written
 from hintkd.methods.stage import Stage
-from hintkd.run.executor import Interpreter, run_folders
+from hintkd.run.executor import ExecutorLost, Interpreter, run_folders
 from hintkd.run.keys import Keys, Setting
 
 STAGES = Path("runs/stages")                # relative to the workspace, which is the current directory
@@ -117,13 +117,12 @@ class Watcher(Protocol):
 class Runner:
     """Runs plans.
 
-    executor       anything with submit(function, *arguments) that returns futures with add_done_callback, exception and cancelled
-    slots          how many stages it runs side by side; those that train together count as one
+    executor       anything with submit(function, *arguments) that returns futures with add_done_callback, exception and cancelled, and
+                   with slots, how many stages it runs side by side, which may change; those that train together count as one
     seconds        expected duration of a task; of the tasks that can run, the one with the longest chain behind it goes first
     on_finished    called after each task whose weights and result are there
     """
     executor: Any
-    slots: int
     interpreter: Interpreter
     watcher: Watcher
     seconds: Callable[[Task], float] = lambda task: float(task.iterations)
@@ -142,7 +141,7 @@ class Runner:
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.watcher.begin(list(todo.values()))
         while ready or running:
-            while ready and len(running) < self.slots:
+            while ready and len(running) < self.executor.slots:
                 group = plan.group(todo[min(ready, key=lambda key: (-rank[key], key))], ready)
                 failed = self._write(group, plan, todo)
                 if failed:
@@ -187,7 +186,7 @@ class Runner:
             keep_weights(task)
             self.on_finished(task)
             self.watcher.finished(task)
-        elif isinstance(error, UserError):
+        elif isinstance(error, UserError) and not isinstance(error, ExecutorLost):
             self._fail(task, str(error), todo)
         else:
             raise error

@@ -23,6 +23,7 @@ from hintkd.errors import UserError
 from hintkd.files import read_json, write_file, write_json
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
 from hintkd.results.verdicts import ensemble_accuracy
+from hintkd.run.cluster import Cluster
 from hintkd.run.estimate import Estimate, estimate
 from hintkd.run.executor import Interpreter, LocalExecutor
 from hintkd.run.keys import Setting
@@ -40,22 +41,30 @@ GPU_JOBS = 2                                # stages side by side on a GPU: thes
 class Resources:
     """What a request is run with.  `setting` is part of the stages' keys; the rest is not.
 
-    jobs         stages side by side
+    jobs         stages side by side, on a cluster at most; None there for as many as its workers have threads
     device_id    which GPU
+    scheduler    the address of a dask scheduler whose workers run the stages; None runs them here
     inexact      go on with stages that were begun with other numerics
     """
     setting: Setting
     interpreter: Interpreter
-    jobs: int
+    jobs: int | None
     device_id: int = 0
     inexact: bool = False
+    scheduler: str | None = None
+
+    def executor(self) -> LocalExecutor | Cluster:
+        """Where the stages run; used in a `with`."""
+        return Cluster(self.scheduler, self.jobs) if self.scheduler else LocalExecutor(self.jobs or 1)
 
 
 def resources(name: str = "torchcaffe", caffe_python: str | None = None, device: str | None = None, threads: int = 1,
-              jobs: int | None = None, inexact: bool = False, precision: str = "fp32", together: int = 1) -> Resources:
+              jobs: int | None = None, inexact: bool = False, precision: str = "fp32", together: int = 1,
+              scheduler: str | None = None) -> Resources:
     """Check what the flags of the same names say, and fill in what they do not.
 
-    device is "cpu", "gpu" or "gpu:N"; None takes a GPU if torchcaffe has one.  jobs defaults to as many as the cores allow.
+    device is "cpu", "gpu" or "gpu:N"; None takes a GPU if torchcaffe has one here and no scheduler is given.  jobs defaults to as many as
+    the cores allow, or the scheduler's workers.
     Raises UserError naming the flag.
     """
     if name not in backend.BACKENDS:
@@ -71,18 +80,19 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
         flag = f"--precision {precision}" if precision != "fp32" else f"--together {together}"
         raise UserError(f"{flag}: a real Caffe cannot; leave it away, or leave --backend caffe away")
     if device is None:
-        device = "gpu" if name == "torchcaffe" and backend.has_gpu() else "cpu"
+        device = "gpu" if name == "torchcaffe" and not scheduler and backend.has_gpu() else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "gpu") or (number and (kind == "cpu" or not number.isdigit())):
         raise UserError(f"--device {device}: choose cpu, gpu or gpu:N for the N-th GPU, counted from 0")
     if kind == "cpu" and precision == "tf32":
         raise UserError("--precision tf32: only a GPU has it; choose fp32 or bf16 on a CPU")
-    if kind == "gpu" and name == "torchcaffe":
+    if kind == "gpu" and name == "torchcaffe" and not scheduler:
         backend.require_gpu(int(number or 0))
     interpreter = Interpreter(caffe_python or sys.executable, str(Path.cwd()), threads)
     engine = interpreter.require_caffe() if caffe_python else backend.engine(name)
-    jobs = jobs or (GPU_JOBS if kind == "gpu" else max(1, len(os.sched_getaffinity(0)) // threads))
-    return Resources(Setting(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact)
+    if not jobs and not scheduler:
+        jobs = GPU_JOBS if kind == "gpu" else max(1, len(os.sched_getaffinity(0)) // threads)
+    return Resources(Setting(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact, scheduler)
 
 
 @dataclass(frozen=True)
@@ -181,17 +191,17 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     if not dry_run:
         request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)})
     if todo:
-        with LocalExecutor(used.jobs) as executor:
+        with used.executor() as executor:
             with console.status("measuring a few iterations of each net"):
-                cost = estimate(plan, executor, used.jobs, used.interpreter, used.device_id)
+                cost = estimate(plan, executor, used.interpreter, used.device_id)
             if dry_run:
                 console.print(listing(plan, named, cost))
-            console.print(f"about {clock(cost.total_s)} with {used.jobs} stage{'s' * (used.jobs > 1)} side by side on "
-                          f"{used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk", highlight=False)
+            console.print(f"about {clock(cost.total_s)} with {cost.jobs} stage{'s' * (cost.jobs > 1)} side by side on "
+                          f"{used.scheduler or used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk", highlight=False)
             if dry_run:
                 return False
             with Bars(console, lambda task: named[task.key], cost.of) as bars:
-                runner = Runner(executor, used.jobs, used.interpreter, bars, cost.of, lambda task: keep(request, runs, plan, task),
+                runner = Runner(executor, used.interpreter, bars, cost.of, lambda task: keep(request, runs, plan, task),
                                 used.device_id, used.inexact)
                 runner.run(plan)
         failures = runner.failures

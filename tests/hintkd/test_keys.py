@@ -1,6 +1,7 @@
 """Stage keys: what changes them, what does not, and how a change is told."""
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import tiny
 from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
-from hintkd.run import keys
 from hintkd.run.keys import Keys, Setting, differences, flatten
 
 SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
@@ -31,6 +31,7 @@ def key(stage: Stage, setting: Setting = SETTING) -> str:
 def test_how_a_run_is_watched_and_stored_does_not_matter() -> None:
     solver = tiny.solver()
     solver.display, solver.snapshot, solver.average_loss, solver.snapshot_prefix = 7, 9, 3, "elsewhere"
+    solver.test_interval, solver.test_initialization = 13, False
     solver.net, solver.solver_mode = "some/net.prototxt", caffe_pb2.SolverParameter.GPU
     renamed = tiny.net()
     renamed.name = "another"
@@ -137,8 +138,8 @@ def test_the_source_of_a_python_layer_is_part_of_the_key(workspace: Path, monkey
     stage = Stage("a", net, tiny.solver())
     with pytest.raises(UserError, match="my_layers is not on the path"):
         key(stage)
-    keys.module_file.cache_clear()
     (workspace / "my_layers.py").write_text("raise RuntimeError('is not imported')")
+    importlib.invalidate_caches()
     before = Keys(SETTING).parts(stage)
     (workspace / "my_layers.py").write_text("class Mine: pass")
     assert differences(before, Keys(SETTING).parts(stage)) == ["the source of my_layers"]

@@ -82,6 +82,18 @@ def test_a_stage_leaves_weights_log_and_every_output_of_the_saved_weights() -> N
     assert [i for i, _ in log.test["accuracy"]] == [0, 20, 40, 60]
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_when_a_net_is_tested_on_the_way_does_not_change_what_comes_out(fast: bool) -> None:
+    results = []
+    for name, interval, first in (("a", 20, True), ("b", 7, False), ("c", 1000, False)):
+        solver = tiny.solver()
+        solver.test_interval, solver.test_initialization = interval, first
+        folder = write_stage(name, tiny.net(), solver, fast=fast)
+        results.append((run(name)["outputs"], bytes_of(folder)))
+    assert results[0] == results[1] == results[2]
+    assert len({Path(name, "log.txt").read_text().count("Testing net") for name in "abc"}) == 3
+
+
 def test_a_finished_stage_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     write_stage("a", tiny.net(), tiny.solver())
     result = run("a")

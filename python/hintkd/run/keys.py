@@ -1,30 +1,31 @@
 """A stage's key: a hash of all that decides its outcome, kept with its parts so that a changed key can be explained.
 
-Two stages with the same key would leave the same weights, so a finished one is not run again.  The parts are a flat, ordered
-dict of names such as `solver.base_lr` or `net.first_conv.convolution_param.num_output`; data count by their contents and not
-by their path.  Running and storing stages is the runner's business.
+Two stages with the same key would leave the same weights and the same measured outputs, so a finished one is not run again.  The parts are
+a flat, ordered dict of names such as `solver.base_lr` or `net.first_conv.convolution_param.num_output`; data count by their contents and
+not by their path, Python layers by their code (sources.py).  Running and storing stages is the runner's business.
 """
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import re
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage
+from hintkd.run.sources import code_digest
 
 Parts = dict[str, Any]
 
-# Fields of the solver that say how a run is watched, stored and placed, not what it computes.
-NOT_DECIDING = frozenset({"net", "display", "average_loss", "snapshot", "snapshot_prefix", "snapshot_diff", "snapshot_format",
-                          "snapshot_after_train", "solver_mode", "device_id"})
+# Fields of the solver that say how a run is watched, stored and placed, not what it computes.  When and how often a net is tested on the
+# way is among them: a test shares the weights and draws nothing that training draws.  How many batches a test has is not: it decides what
+# is measured at the end.
+NOT_DECIDING = frozenset({"net", "display", "average_loss", "test_interval", "test_initialization", "test_compute_loss", "snapshot",
+                          "snapshot_prefix", "snapshot_diff", "snapshot_format", "snapshot_after_train", "solver_mode", "device_id"})
 DATA_PATHS = frozenset({"source", "mean_file"})              # fields of layers that name files with data
 
 
@@ -55,15 +56,19 @@ class Setting:
 
 
 class Keys:
-    """The keys of stages in one setting."""
+    """The keys of stages in one setting.
 
-    def __init__(self, setting: Setting):
-        self.setting = setting
+    kept    by the hash of a stage's parts, the key under which a workspace keeps it where that is another, of an earlier definition
+    """
+
+    def __init__(self, setting: Setting, kept: Mapping[str, str] | None = None):
+        self.setting, self.kept = setting, kept or {}
         self._known: dict[Stage, tuple[str, Parts]] = {}
 
     def key(self, stage: Stage) -> str:
         """64 hexadecimal digits.  Raises UserError if data or weights that the stage names are missing."""
-        return self._both(stage)[0]
+        digest = self._both(stage)[0]
+        return self.kept.get(digest, digest)
 
     def parts(self, stage: Stage) -> Parts:
         """What the key is the hash of."""
@@ -77,23 +82,34 @@ class Keys:
     def _both(self, stage: Stage) -> tuple[str, Parts]:
         if stage not in self._known:
             parts = self._parts(stage)
-            self._known[stage] = hashlib.sha256(json.dumps(parts).encode()).hexdigest(), parts
+            self._known[stage] = digest(parts), parts
         return self._known[stage]
 
     def _parts(self, stage: Stage) -> Parts:
         parts: Parts = {"program": stage.program, **self.setting.parts()}
         for index, weights in enumerate(stage.weights_in):
-            source = self.key(weights.source) if isinstance(weights.source, Stage) else f"file {file_digest(weights.source)}"
+            source = self._both(weights.source)[0] if isinstance(weights.source, Stage) else f"file {file_digest(weights.source)}"
             parts[f"weights[{index}]"] = [source, weights.prefix, weights.layers and list(weights.layers)]
         parts["drop"] = list(stage.drop)
-        parts.update((name, value) for name, value in flatten(stage.solver, "solver") if re.split(r"[.[]", name)[1] not in NOT_DECIDING)
+        parts.update((name, value) for name, value in flatten(stage.solver, "solver") if decides(name))
         for name, value in flatten(stage.net, "net"):
             if name == "net.name":
                 continue
             parts[name] = f"data {data_fingerprint(value)}" if name.rsplit(".", 1)[1] in DATA_PATHS else value
         for module in sorted({layer.python_param.module for layer in stage.net.layer if layer.type == "Python"}):
-            parts[f"source of {module}"] = file_digest(module_file(module))
+            parts[f"source of {module}"] = code_digest(module)
         return parts
+
+
+def digest(parts: Parts) -> str:
+    """The hash that is a key, of its parts in their order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def decides(name: str) -> bool:
+    """Whether the part of this name, a field of a solver or a net, decides an outcome."""
+    owner, _, field = name.partition(".")
+    return not (owner == "solver" and field.partition("[")[0] in NOT_DECIDING)
 
 
 def flatten(message: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -186,15 +202,3 @@ def dataset_facts(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; prepare the data set again") from None
     return facts
-
-
-@cache
-def module_file(name: str) -> Path:
-    """The source file of a Python layer's module, which is not imported.  Raises UserError if it is not on the path."""
-    try:
-        found = importlib.util.find_spec(name)
-    except ImportError:
-        found = None
-    if found is None or not found.origin:
-        raise UserError(f"the Python layer module {name} is not on the path: put its folder on PYTHONPATH")
-    return Path(found.origin)

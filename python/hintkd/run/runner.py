@@ -5,7 +5,6 @@ what starts from it.  Stages run wherever the executor runs `executor.run_folder
 """
 from __future__ import annotations
 
-import json
 import queue
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
@@ -20,6 +19,7 @@ from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import UserError
 from hintkd.files import read_json, write_file, write_json, written
 from hintkd.methods.stage import Stage
+from hintkd.run.earlier import kept
 from hintkd.run.executor import ExecutorLost, Interpreter, run_folders
 from hintkd.run.keys import Keys, Setting
 
@@ -68,7 +68,7 @@ class Plan:
     """The tasks of some stages and of all that they start from, sources first."""
 
     def __init__(self, stages: Iterable[Stage], setting: Setting):
-        self.setting, self.keys = setting, Keys(setting)
+        self.setting, self.keys = setting, Keys(setting, kept(STAGES))
         self.tasks: dict[str, Task] = {}
         for stage in stages:
             self._add(stage)
@@ -285,11 +285,3 @@ def publish_weights(task: Task, path: Path) -> None:
     write_file(path.with_name(path.name + ".prototxt"), write_text(test_net(task.stage)))
     with written(path.with_name(path.name + ".caffemodel")) as part:
         part.write_bytes(task.weights.read_bytes())
-
-
-def known_parts(folder: Path) -> dict[str, Any] | None:
-    """The parts of the key that a stage folder was made for, None if it does not say."""
-    try:
-        return json.loads((folder / "key.json").read_text())["parts"]
-    except (OSError, ValueError, KeyError):
-        return None

@@ -16,8 +16,9 @@ from rich.table import Table as Grid
 
 from hintkd.errors import UserError
 from hintkd.files import read_json
+from hintkd.run.earlier import read_key, translated
 from hintkd.run.keys import differences
-from hintkd.run.runner import STAGES, Plan, Task, known_parts
+from hintkd.run.runner import STAGES, Plan, Task
 from hintkd.stage.program import FAILURE
 from hintkd.study.reproduce import REQUESTS, Request, labels, load_request, stage_name
 
@@ -95,9 +96,9 @@ def at(task: Task) -> str:
 def what_changed(plan: Plan, task: Task, old: str) -> str:
     """Why a stage that was finished under another key would run again; "" if it was not finished."""
     folder = STAGES / f"{task.stage.title}-{old[:12]}"
-    parts = known_parts(folder)
-    if parts is None or not (folder / "result.json").exists():
+    known = read_key(folder)
+    if known is None or not (folder / "result.json").exists():
         return ""
-    found = differences(parts, plan.keys.parts(task.stage))
+    found = differences(translated(known[1]), plan.keys.parts(task.stage))
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return f"was finished, and would run again, because of {'; '.join(found[:SHOWN])}{more}"

@@ -17,9 +17,21 @@ from torchcaffe.glog import init_log, log
 from torchcaffe.layers.python import PyLayer as Layer
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.net_spec import NetSpec, params, to_proto
-from torchcaffe.settings import number_type, set_device, set_mode_cpu, set_mode_gpu, set_precision, set_random_seed, set_threads
+from torchcaffe.settings import (
+    number_type,
+    set_device,
+    set_mode_cpu,
+    set_mode_gpu,
+    set_precision,
+    set_random_seed,
+    set_solver_count,
+    set_solver_rank,
+    set_threads,
+    solver_count,
+    solver_rank,
+)
 from torchcaffe.timer import Timer
-from torchcaffe.train.parallel import NCCL, has_nccl, set_multiprocess, set_solver_count, set_solver_rank, solver_count, solver_rank
+from torchcaffe.train.parallel import NCCL, has_nccl, set_multiprocess
 from torchcaffe.train.solver_types import (
     AdaDeltaSolver,
     AdaGradSolver,

@@ -40,7 +40,7 @@ from torchcaffe.tools import (
     upgrade_proto,
 )
 from torchcaffe.train.launch import Group, obey
-from torchcaffe.train.parallel import NCCL, solver_rank
+from torchcaffe.train.parallel import NCCL
 from torchcaffe.train.solver import Solver
 from torchcaffe.train.solver_types import get_solver
 
@@ -114,7 +114,7 @@ def _train_together(uid: str, orders: Connection, args: argparse.Namespace, para
 
 def _solver(args: argparse.Namespace, param: caffe_pb2.SolverParameter) -> Solver:
     """This process's solver, on its device, as it was in --snapshot."""
-    _use_device(args.gpu[solver_rank()] if args.gpu else None, args.precision)
+    _use_device(args.gpu[settings.solver_rank()] if args.gpu else None, args.precision)
     solver = get_solver(args.solver, param)
     solver.fast, solver.compile = True, args.compile
     if args.snapshot:

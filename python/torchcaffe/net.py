@@ -27,7 +27,6 @@ from torchcaffe.layers.base import Context, Layer
 from torchcaffe.layers.python import PyLayer, PythonLayer
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.streams import Streams
-from torchcaffe.train import parallel
 
 TRAIN, TEST = caffe_pb2.TRAIN, caffe_pb2.TEST
 Hook = Callable[[int], Any]
@@ -51,7 +50,7 @@ class Net(Batches):
         if given["phase"] not in (TRAIN, TEST):
             raise CaffeError(f"{network_file}: phase {given['phase']!r} is not caffe.TRAIN or caffe.TEST")
         param = graph.set_state(prototxt.read_net(network_file), given["phase"], given["level"], list(given["stages"] or []))
-        self._build(param, Streams(settings.next_net_seed(), parallel.solver_rank()), str(network_file))
+        self._build(param, Streams(settings.next_net_seed(), settings.solver_rank()), str(network_file))
         if given["weights"] is not None:
             self.copy_from(given["weights"])
 
@@ -65,7 +64,7 @@ class Net(Batches):
     def _build(self, param: caffe_pb2.NetParameter, streams: Streams, source: str) -> None:
         self.source, self.phase = source, param.state.phase
         self.context = Context(param.state.phase, streams, settings.device(), settings.dtype(),
-                               settings.precision(), parallel.share())
+                               settings.precision(), settings.share())
         with self.located():
             self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
         self.name = self.graph.name
@@ -135,7 +134,7 @@ class Net(Batches):
             self._call("before_forward", index)
             loss += self._forward_layer(index)
             if self.debug_info:
-                debug.forward(self, index)
+                debug.forward(self.graph, index)
             self._call("after_forward", index)
         self._flush()
         return loss
@@ -211,10 +210,10 @@ class Net(Batches):
             if self.graph.nodes[index].need_backward:
                 self._backward_layer(index)
                 if self.debug_info:
-                    debug.backward(self, index)
+                    debug.backward(self.graph, index)
             self._call("after_backward", index)
         if self.debug_info and (start, end) == (len(self.layers) - 1, 0):
-            debug.all_parameters(self)
+            debug.all_parameters(self.graph)
         self._flush()
 
     def _backward_layer(self, index: int) -> None:

@@ -1,4 +1,5 @@
-"""Process-wide settings that pycaffe also keeps globally: device, number type, seed; and whether Python layers may be imported.
+"""Process-wide settings that pycaffe also keeps globally: device, number type, seed, and which of how many solvers this process has; and
+whether Python layers may be imported.
 
 A net takes them when it is built; changing them later affects later nets only.
 """
@@ -21,6 +22,8 @@ _dtype = torch.float32
 _precision = "fp32"
 _seed: int | None = None
 _nets_since_seed = 0
+_solver_count = 1
+_solver_rank = 0
 
 
 def set_mode_cpu() -> None:
@@ -144,3 +147,38 @@ def next_net_seed() -> int:
         return draw_seed()
     _nets_since_seed += 1
     return _seed * 1_000_003 + _nets_since_seed - 1 if _nets_since_seed > 1 else _seed
+
+
+# -- solvers that train together, a process each (train/parallel.py) ---------------------------------------------
+def solver_count() -> int:
+    """How many solvers train together."""
+    return _solver_count
+
+
+def set_solver_count(count: int) -> None:
+    """Let nets and solvers made from now on be of a group of `count`.  Raises CaffeError below one."""
+    global _solver_count
+    if count < 1:
+        raise CaffeError(f"{count} solvers cannot train; solver_count is at least 1")
+    _solver_count = int(count)
+
+
+def solver_rank() -> int:
+    """The number of this process's solver; the root is number 0."""
+    return _solver_rank
+
+
+def set_solver_rank(rank: int) -> None:
+    """Let nets and solvers made from now on be number `rank` of their group.  Raises CaffeError below zero."""
+    global _solver_rank
+    if rank < 0:
+        raise CaffeError(f"there is no solver {rank}; solver_rank is at least 0")
+    _solver_rank = int(rank)
+
+
+def share() -> tuple[int, int]:
+    """(rank, count) of this process's solver.  Raises CaffeError if they contradict each other."""
+    if _solver_rank >= _solver_count:
+        raise CaffeError(f"there is no solver {_solver_rank} among {_solver_count}; call set_solver_count with the number of processes, "
+                         "and set_solver_rank with one below it")
+    return _solver_rank, _solver_count

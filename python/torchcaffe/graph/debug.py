@@ -5,32 +5,28 @@ Caffe: net.cpp (ForwardDebugInfo, BackwardDebugInfo, Backward, UpdateDebugInfo; 
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from torchcaffe import glog
+from torchcaffe.graph.build import Graph
 from torchcaffe.layers.base import Layer
-
-if TYPE_CHECKING:
-    from torchcaffe.net import Net
 
 FORWARD, BACKWARD, NORMS, UPDATE = "net.cpp:598", "net.cpp:622", "net.cpp:660", "net.cpp:640"
 
 
-def forward(net: Net, index: int) -> None:
+def forward(graph: Graph, index: int) -> None:
     """After a layer's forward: its tops and its parameters."""
-    node = net.graph.nodes[index]
+    node = graph.nodes[index]
     for name, blob in zip(node.top_names, node.tops, strict=True):
         _say("Forward", f"Layer {node.layer.name}, top blob {name} data: {_mean(blob.data_slot.value())}", FORWARD)
     for i, blob in enumerate(node.layer.blobs):
         _say("Forward", f"Layer {node.layer.name}, param blob {_shown(node.layer, i)} data: {_mean(blob.data_slot.value())}", FORWARD)
 
 
-def backward(net: Net, index: int) -> None:
+def backward(graph: Graph, index: int) -> None:
     """After a layer's backward: the gradients it made."""
-    node = net.graph.nodes[index]
+    node = graph.nodes[index]
     for name, blob, need in zip(node.bottom_names, node.bottoms, node.bottom_need, strict=True):
         if need:
             _say("Backward", f"Layer {node.layer.name}, bottom blob {name} diff: {_mean(blob.diff_value())}", BACKWARD)
@@ -39,21 +35,21 @@ def backward(net: Net, index: int) -> None:
             _say("Backward", f"Layer {node.layer.name}, param blob {i} diff: {_mean(node.layer.blobs[i].diff_slot.value())}", BACKWARD)
 
 
-def all_parameters(net: Net) -> None:
+def all_parameters(graph: Graph) -> None:
     """After a whole backward pass: norms over all learnable parameters, as an error line, as Caffe has it."""
-    data = [item.blob.data_slot.value().detach().double() for item in net.graph.learnable]
-    diff = [item.blob.diff_slot.value().double() for item in net.graph.learnable]
+    data = [item.blob.data_slot.value().detach().double() for item in graph.learnable]
+    diff = [item.blob.diff_slot.value().double() for item in graph.learnable]
     l1, l2 = ([sum(float(torch.linalg.vector_norm(t, order)) ** order for t in tensors) ** (1 / order) for tensors in (data, diff)]
               for order in (1, 2))
     glog.error(f"    [Backward] All net params (data, diff): L1 norm = ({l1[0]:g}, {l1[1]:g}); L2 norm = ({l2[0]:g}, {l2[1]:g})", NORMS)
 
 
-def update(net: Net) -> None:
+def update(graph: Graph) -> None:
     """After an update: every parameter as it was before, and what was subtracted from it."""
-    layers = {node.layer.name: node.layer for node in net.graph.nodes}
+    layers = {node.layer.name: node.layer for node in graph.nodes}
     for layer in layers.values():
         for i, blob in enumerate(layer.blobs):
-            owner = net.graph.learnable[net.graph.param_owner[layer.name, i]]
+            owner = graph.learnable[graph.param_owner[layer.name, i]]
             change = blob.diff_slot.value()
             if (owner.layer, owner.index) == (layer.name, i):
                 text = f"Layer {layer.name}, param {_shown(layer, i)} data: {_mean(blob.data_slot.value() + change)}; diff: {_mean(change)}"

@@ -12,17 +12,15 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from torchcaffe import settings
 from torchcaffe.errors import SidecarError
 from torchcaffe.net import Net
-from torchcaffe.train import parallel
-
-if TYPE_CHECKING:
-    from torchcaffe.train.solver import Solver
+from torchcaffe.train.state import SolverState
 
 VERSION = 2
 
@@ -32,7 +30,7 @@ def path_beside(state_file: str | Path) -> Path:
     return Path(str(state_file).removesuffix(".h5").removesuffix(".solverstate") + ".sidecar.json")
 
 
-def write(solver: Solver, path: Path) -> None:
+def write(solver: SolverState, path: Path) -> None:
     """Write the sidecar of the solver's present state, atomically."""
     content = {"version": VERSION, "digest": _digest(solver), "settings": _settings(solver),
                "layers": [_layers(net) for net in (solver.net, *solver.test_nets)]}
@@ -43,14 +41,14 @@ def write(solver: Solver, path: Path) -> None:
     os.replace(file.name, path)
 
 
-def read(solver: Solver, path: Path) -> None:
+def read(solver: SolverState, path: Path) -> None:
     """Set the cursors and carried states of a solver whose weights and history were just restored.
 
     Raises SidecarError if there is no sidecar, it is damaged, or it belongs to other weights or other settings.
     """
     try:
         content = json.loads(path.read_text())
-        version, digest, settings, layers = (content[k] for k in ("version", "digest", "settings", "layers"))
+        version, digest, known_settings, layers = (content[k] for k in ("version", "digest", "settings", "layers"))
     except FileNotFoundError:
         raise SidecarError(f"{path}: missing, so the run cannot be continued exactly") from None
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,10 +56,10 @@ def read(solver: Solver, path: Path) -> None:
     if version != VERSION or digest != _digest(solver):
         raise SidecarError(f"{path}: belongs to another snapshot")
     now = _settings(solver)
-    for name, value in settings.items():
+    for name, value in known_settings.items():
         if now.get(name) != value:
             raise SidecarError(f"{path}: the run was made with {name} {value}, now it is {now.get(name)}; results would not be byte-equal")
-    if parallel.solver_count() > 1 and any(node.layer.state for node in solver.net.graph.nodes):
+    if settings.solver_count() > 1 and any(node.layer.state for node in solver.net.graph.nodes):
         raise SidecarError(f"{path}: keeps what recurrent layers carry on of the root only, so several solvers cannot be continued exactly")
     nets = (solver.net, *solver.test_nets)
     if solver.root and len(layers) != len(nets):        # the others have no test nets
@@ -82,16 +80,16 @@ def _layers(net: Net) -> dict[str, dict[str, Any]]:
             for layer in (node.layer for node in net.graph.nodes) if layer.cursor or layer.state}
 
 
-def _settings(solver: Solver) -> dict[str, Any]:
+def _settings(solver: SolverState) -> dict[str, Any]:
     """What bytes depend on beyond the prototxts."""
     context = solver.net.context
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {"seed": solver.random_seed, "solvers": parallel.solver_count(), "fast": solver.fast, "replay": solver.replay,
+    return {"seed": solver.random_seed, "solvers": settings.solver_count(), "fast": solver.fast, "replay": solver.replay,
             "compile": solver.compile, "threads": torch.get_num_threads(), "precision": context.precision, "torch": torch.__version__,
             "device": device, "dtype": str(context.dtype)}
 
 
-def _digest(solver: Solver) -> str:
+def _digest(solver: SolverState) -> str:
     """SHA-256 over iteration, parameters and history, whatever the file format."""
     digest = hashlib.sha256(str(solver.iter).encode())
     tensors = [item.blob.data_slot.value() for item in solver.learnable] + [h for slot in solver.histories for h in slot]

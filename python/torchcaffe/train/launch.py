@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 
-from torchcaffe import glog
+from torchcaffe import glog, settings
 from torchcaffe.errors import CaffeError, PeerLost, sentence
-from torchcaffe.train import parallel
 from torchcaffe.train.parallel import NCCL
 
 GRACE = 5                                               # seconds in which those that lost a process may end by themselves
@@ -111,8 +110,8 @@ def obey(orders: Connection, request: Callable[[str], None]) -> None:
 
 
 def _member(rank: int, count: int, uid: str, orders: Connection, work: Work, arguments: tuple[Any, ...]) -> None:
-    parallel.set_solver_count(count)
-    parallel.set_solver_rank(rank)
+    settings.set_solver_count(count)
+    settings.set_solver_rank(rank)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     try:

@@ -1,4 +1,4 @@
-"""Solvers that train together, one process and device each: pycaffe's settings for them, and NCCL, which combines their gradients.
+"""Solvers that train together, one process and device each: NCCL, which combines their gradients.
 
 Caffe's way: every solver has a net, a data layer deals the records out to them, each computes the gradients of its own batch, all
 take the mean of the gradients, and so all make the same update.  Number 0, the root, gives the others its weights at the start and
@@ -12,62 +12,25 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchcaffe import settings
 from torchcaffe.errors import CaffeError, PeerLost
-
-if TYPE_CHECKING:
-    from torchcaffe.train.solver import Solver
+from torchcaffe.train.state import SolverState
 
 MEETING = timedelta(minutes=5)                          # how long solvers wait for each other at the start
 TESTING = timedelta(days=30)                            # and later, when the root may be testing
 REQUESTS = ("", "snapshot", "stop")                     # the later one wins
 
-_count = 1
-_rank = 0
 _hosts: Any = None                                      # the process group for what hosts agree on without waiting for GPUs
 _meeting_places: list[Any] = []                         # those that new_uid() made; they last as long as this process
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
-def solver_count() -> int:
-    """How many solvers train together."""
-    return _count
-
-
-def set_solver_count(count: int) -> None:
-    """Let nets and solvers made from now on be of a group of `count`.  Raises CaffeError below one."""
-    global _count
-    if count < 1:
-        raise CaffeError(f"{count} solvers cannot train; solver_count is at least 1")
-    _count = int(count)
-
-
-def solver_rank() -> int:
-    """The number of this process's solver; the root is number 0."""
-    return _rank
-
-
-def set_solver_rank(rank: int) -> None:
-    """Let nets and solvers made from now on be number `rank` of their group.  Raises CaffeError below zero."""
-    global _rank
-    if rank < 0:
-        raise CaffeError(f"there is no solver {rank}; solver_rank is at least 0")
-    _rank = int(rank)
-
-
-def share() -> tuple[int, int]:
-    """(rank, count) of this process's solver.  Raises CaffeError if they contradict each other."""
-    if _rank >= _count:
-        raise CaffeError(f"there is no solver {_rank} among {_count}; call set_solver_count with the number of processes, and "
-                         "set_solver_rank with one below it")
-    return _rank, _count
-
-
 def set_multiprocess(multiprocess: bool) -> None:
     """Whether the solvers of a group are processes of their own, which they always are here."""
 
@@ -99,9 +62,9 @@ class NCCL:
     another net; PeerLost when one of them has ended.
     """
 
-    def __init__(self, solver: Solver, uid: str):
+    def __init__(self, solver: SolverState, uid: str):
         self.solver = solver
-        self.rank, self.count = share()
+        self.rank, self.count = settings.share()
         self._pending = ""
         self._layer_wise = False
         self._buffer: Tensor | None = None

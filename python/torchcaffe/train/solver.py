@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +26,8 @@ from torchcaffe.step import capture, compiled
 from torchcaffe.step.capture import Fed, Replay
 from torchcaffe.step.operations import Operation
 from torchcaffe.step.program import Program, why_not
-from torchcaffe.train import continuation, parallel, policies, solver_nets, updates
-
-Hook = Callable[[], object]
+from torchcaffe.train import continuation, policies, solver_nets, updates
+from torchcaffe.train.state import Callbacks, Hook
 
 
 class Solver:
@@ -65,7 +64,7 @@ class Solver:
         self.fast = False
         self.compile = False
         self.exact = False
-        self.root = parallel.solver_rank() == 0
+        self.root = settings.solver_rank() == 0
         self.iter = 0
         self.current_step = 0
         self.net = solver_nets.train_net(self.param, self.source, self.random_seed)
@@ -133,7 +132,7 @@ class Solver:
             self._display_rate()
         self._update(self.gradients)
         if self.net.debug_info:
-            debug.update(self.net)
+            debug.update(self.net.graph)
         self.iter += 1
 
     def _count(self, loss: Tensor | float) -> None:
@@ -186,9 +185,9 @@ class Solver:
         """Whether the last step() was asked to stop, or a running one is."""
         return self._request == "stop"
 
-    def add_callback(self, on_start: Hook | parallel.NCCL, on_gradients_ready: Hook | None = None) -> None:
-        """Call the first before each iteration and the second between backward and update; an NCCL has both."""
-        if isinstance(on_start, parallel.NCCL):
+    def add_callback(self, on_start: Hook | Callbacks, on_gradients_ready: Hook | None = None) -> None:
+        """Call the first before each iteration and the second between backward and update; an NCCL has both as methods."""
+        if isinstance(on_start, Callbacks):
             self._callbacks.append((on_start.on_start, on_start.on_gradients_ready))
         else:
             self._callbacks.append((on_start, on_gradients_ready or on_start))

@@ -1,12 +1,12 @@
 """The nets that a solver prototxt asks for: one to train, and any number to test, which share its parameters."""
 from __future__ import annotations
 
+from torchcaffe import settings
 from torchcaffe.errors import CaffeError
 from torchcaffe.graph import filter as graph
 from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt, upgrade
 from torchcaffe.streams import Streams
-from torchcaffe.train import parallel
 
 Param = caffe_pb2.SolverParameter
 
@@ -52,4 +52,4 @@ def _make(described: caffe_pb2.NetParameter | str, phase: int, states: list[caff
         state.MergeFrom(extra)
     whole = graph.set_state(param, state.phase, state.level)
     whole.state.CopyFrom(state)
-    return Net.from_message(whole, Streams(seed, parallel.solver_rank()), name)
+    return Net.from_message(whole, Streams(seed, settings.solver_rank()), name)

@@ -8,7 +8,8 @@ import pytest
 import synthetic
 from hintkd.errors import UserError
 from hintkd.results.measured import Group, read_groups
-from hintkd.study.table import Claim, find_table
+from hintkd.study.claims import Claim
+from hintkd.study.table import find_table
 
 TABLE3 = find_table("table3")
 

@@ -11,7 +11,8 @@ from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES
 from hintkd.methods.hint_2019 import stages_of
 from hintkd.results.report import published_gain
-from hintkd.study.table import Claim, Operand, find_table, load_table, table_names
+from hintkd.study.claims import Claim, Operand
+from hintkd.study.table import find_table, load_table, table_names
 
 NAMES = [*(f"table{k}" for k in range(1, 7)), "demo", *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10))]
 
@@ -61,11 +62,24 @@ def test_nets_have_the_printed_average_when_it_is_truncated(name, method, text):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_papers_own_numbers_support_its_claims(name):
+def test_the_papers_own_numbers_support_its_claims_and_imply_the_orders(name):
     table = find_table(name)
-    for claim in map(Claim.parse, table.claims):
+    for claim in (*table.claims, *table.orders):
         gain = published_gain(claim, table)
         assert gain is None or gain > 0, claim.text
+    drawn_alone = name == "figure7"                          # its bars have no printed values
+    assert drawn_alone or all(published_gain(order, table) is not None for order in table.orders)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_claim_of_the_paper_says_what_and_where_the_paper_says_it(name):
+    table = find_table(name)
+    assert all(claim.words and claim.section for claim in table.claims)
+    said = [claim.text for claim in table.claims]
+    assert not {claim.text for claim in table.orders} & set(said) and len(set(said)) == len(said)
+    for claim in (*table.claims, *table.orders, *table.controls):
+        for side in (claim.left, claim.right):
+            assert side.method in (find_table(side.table) if side.table else table).methods
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -186,6 +200,9 @@ def test_a_table_is_read_back_as_it_was_written(name, tmp_path):
     ({"teacher": None}, "rows[0].method: 'kd' needs a teacher; add one"),
     ({"claims": ["kd beats original"]}, "claims[0]: 'kd beats original' is not a claim"),
     ({"claims": ["kd > sl-resnet"]}, "claims[0]: the table has no row 'sl-resnet'"),
+    ({"orders": ["kd > sl-resnet"]}, "orders[0]: the table has no row 'sl-resnet'"),
+    ({"claims": [{"text": "kd is better"}]}, "claims[0]: {'text': 'kd is better'} is not a claim; write 'A > B', or a mapping"),
+    ({"claims": [{"claim": "kd > original", "were": "3"}]}, "claims[0]: unknown field 'were'; a claim has claim, text, section"),
     ({"name": "../elsewhere"}, "name: '../elsewhere'"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_wrong_table_is_refused_with_a_sentence(change, sentence, tmp_path):
@@ -212,6 +229,17 @@ def test_a_file_that_is_no_table_is_refused_with_its_place(tmp_path):
         find_table(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="no table 'tabel3'; did you mean 'table3'"):
         find_table("tabel3")
+
+
+def test_a_claim_is_a_formula_or_a_mapping_with_the_papers_words(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("""{title: Mine, source: me, dataset: mnist, rows: [{method: kd}], teacher: {depth: 14}, student: {depth: 8}, claims: [
+        kd > original, {claim: kd > original, text: KD helps, section: "3.2"}]}""")
+    plain, said = load_table(path).claims
+    assert plain == Claim.parse("kd > original") and (plain.words, plain.section) == ("", "")
+    assert (said.text, said.left, said.words, said.section) == ("kd > original", Operand("kd"), "KD helps", "3.2")
+    path.write_text(load_table(path).dump())
+    assert load_table(path).claims == (plain, said)
 
 
 def test_claims_are_parsed():

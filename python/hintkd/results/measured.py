@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hintkd.errors import UserError
 from hintkd.results import verdicts as statistics
 from hintkd.results.verdicts import Spread, Values, Verdict
-from hintkd.study.table import TEACHER, Claim, Operand, Table, find_table, load_table
+from hintkd.study.claims import Claim, Operand
+from hintkd.study.table import TEACHER, Table, find_table, load_table
 
 Curve = list[tuple[int, float]]                              # (iteration, value), by rising iteration
 OF_A_ROW = ("tau", "lambda", "bn_fraction_of_run")           # choices that may differ between the rows of a table

@@ -21,12 +21,15 @@ from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
 from hintkd.nets.stages import KD_LOSS
 from hintkd.results.measured import Group, Judgement, Record, read_groups
 from hintkd.results.verdicts import REPRODUCED, Spread, Verdict, overall, reproduced, spread
-from hintkd.study.table import TEACHER, Claim, Network, Operand, Table, find_table, table_names
+from hintkd.study.claims import Claim, Operand
+from hintkd.study.table import TEACHER, Network, Table, find_table, table_names
 
 MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"), Path("results/figures")
 COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}
 SHARED = ("Nets of one run share their teacher and Stage 1, so their spread understates the noise; `--repeats` runs complete replications, "
           "over which a verdict is then taken.")
+ASKED = {"claims": "What is claimed", "orders": "What the printed numbers imply beside that",
+         "controls": "Against the control, KD for as many iterations as Stage 1 and Stage 2 together (not in the paper)"}
 READING = f"""\
 Values are percent of the test set after the last iteration, measured from the saved weights; `best` is the best of the tests on the way.
 An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed averages are
@@ -95,7 +98,7 @@ def _overview(groups: Sequence[Group]) -> str:
     for group in groups:
         means = [_is_reproduced(group, method) for method in group.table.methods]
         known = [each for each in means if each is not None]
-        counts = Counter[Verdict](judgement.verdict for judgement in judgements(group, groups)[0])
+        counts = Counter[Verdict](judgement.verdict for judgement in judgements(group, groups).get("claims", []))
         rows.append([heading(group), f"{group.scale:g}", group.conditions["device"], f"{len(group.records)} of {_expected(group)}",
                      f"{sum(known)} of {len(known)}" if known else "not comparable" if not group.is_full else "none published",
                      ", ".join(f"{verdict}: {counts[verdict]}" for verdict in COLOURS if counts[verdict])])
@@ -139,13 +142,9 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
         metric = table.metric
         yield (f"The nets of a method together, by the mean of their class probabilities ({metric}, %): "
                + ", ".join(f"{method} {_percent(value, metric):.2f}" for method, value in sorted(group.ensembles.items())) + ".\n")
-    claims, controls = judgements(group, groups)
-    if claims:
-        yield "What the paper claims:\n"
-        yield _claims(claims, table)
-    if controls:
-        yield "Against the control, KD for as many iterations as Stage 1 and Stage 2 together (not in the paper):\n"
-        yield _claims(controls, table)
+    for kind, found in judgements(group, groups).items():
+        yield f"{ASKED[kind]}:\n"
+        yield _claims(found, table)
     if table.notes:
         yield "".join(f"- {text}\n" for text in table.notes)
 
@@ -243,16 +242,23 @@ def _percent(value: float, metric: str) -> float:
 
 # --------------------------------------------------------------------------------------------------------------------- claims
 
-def judgements(group: Group, groups: Sequence[Group]) -> tuple[list[Judgement], list[Judgement]]:
-    """The paper's claims and our comparisons with the control, judged."""
-    claims, controls = ([group.judge(Claim.parse(text), groups) for text in texts] for texts in (group.table.claims, group.table.controls))
-    return claims, controls
+def judgements(group: Group, groups: Sequence[Group]) -> dict[str, list[Judgement]]:
+    """What the paper says, what its numbers imply beside that, and our comparisons with the control, judged; by the field of the table."""
+    table = group.table
+    return {name: [group.judge(claim, groups) for claim in claims]
+            for name, claims in (("claims", table.claims), ("orders", table.orders), ("controls", table.controls)) if claims}
 
 
 def _claims(found: Sequence[Judgement], table: Table) -> str:
-    return _markdown(["claim", "gain in the paper", "gain here", "standard error", "verdict"], *([
-        f"`{each.claim.text}`", "" if (gain := published_gain(each.claim, table)) is None else f"{gain:+.{_digits(table)}f}",
+    said = ["in the paper"] * any(each.claim.words for each in found)
+    return _markdown(["claim", *said, "gain in the paper", "gain here", "standard error", "verdict"], *([
+        f"`{each.claim.text}`", *[_words(each.claim) for _ in said],
+        "" if (gain := published_gain(each.claim, table)) is None else f"{gain:+.{_digits(table)}f}",
         *_gain(each, _digits(table)), f"**{each.verdict}**" + (f": {each.reason}" if each.reason else "")] for each in found))
+
+
+def _words(claim: Claim) -> str:
+    return claim.words + (f" ({claim.section})" if claim.section else "")
 
 
 def _gain(judgement: Judgement, digits: int) -> tuple[str, str]:
@@ -386,9 +392,8 @@ def _summary(group: Group, groups: Sequence[Group]) -> Iterator[RenderableType]:
         grid.add_row(method, f"{group.scale:g}", *cells, f"{found.mean:.{digits}f}", _deviation(found, digits), f"{best.mean:.{digits}f}",
                      "" if verdict is None else "reproduced" if verdict else "not reproduced")
     yield grid
-    for title, found_claims in zip(("What the paper claims", "Against the control"), judgements(group, groups), strict=True):
-        if found_claims:
-            yield Text(f"\n{title}")
+    for kind, found_claims in judgements(group, groups).items():
+        yield Text(f"\n{ASKED[kind]}")
         for each in found_claims:
             gain, error = _gain(each, digits)
             line = Text(f"  {each.claim.text:<45} {gain:>7}{f' +- {error}' if error else '':<20} ")

@@ -30,6 +30,7 @@ from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
 from hintkd.methods.hint_2019 import METHODS
 from hintkd.seeds import TABLE_SEEDS
+from hintkd.study.claims import ClaimField
 
 TEACHER, ORIGINAL = "teacher", "original"                    # rows of every table: the teacher (one net) and the student without one
 WITHOUT_TEACHER = (ORIGINAL, "sl-resnet")
@@ -68,49 +69,6 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# -------------------------------------------------------------------------------------------------------------------- claims
-
-@dataclasses.dataclass(frozen=True)
-class Operand:
-    """One side of a claim: a method, `original` or `teacher`, of this table or of another one."""
-    method: str
-    table: str | None = None
-    best: bool = False                                       # the best net instead of the mean
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """`A > B`: A is better than B, a higher accuracy, a lower error, a lower loss; `A <= B`: it is no better.
-
-    `measure` is the table's metric (""), "training loss" (of the last stage, in the table's window) or "hint loss N"
-    (of pair N at the end of Stage 1, as a share of its first value).
-    """
-    text: str
-    left: Operand
-    better: bool                                             # ">", or "<="
-    right: Operand
-    measure: str = ""
-
-    @staticmethod
-    def parse(text: str) -> Claim:
-        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in training loss | in hint loss N]`.  Raises ValueError."""
-        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", "(training loss|hint loss [1-9])"
-        found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
-        if not found:
-            raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")
-        best, left_table, left, sign, right_table, right, measured = found.groups()
-        for method in {left, right} - {TEACHER}:
-            _known_method(method)
-        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "")
-
-
-def _claim_text(text: str) -> str:
-    return Claim.parse(text).text
-
-
-ClaimText = Annotated[str, AfterValidator(_claim_text)]
 
 
 # -------------------------------------------------------------------------------------------------------------------- schema
@@ -169,8 +127,9 @@ class Table(_Strict):
     nets: int = Field(3, ge=1)
     seed: int = Field(0, ge=0, lt=TABLE_SEEDS)               # of Stage 1 and the nets; the teacher and the original student do without
     rows: tuple[Row, ...]
-    claims: tuple[ClaimText, ...] = ()                       # the paper's
-    controls: tuple[ClaimText, ...] = ()                     # comparisons of ours
+    claims: tuple[ClaimField, ...] = ()                      # what the paper says in words
+    orders: tuple[ClaimField, ...] = ()                      # what its printed numbers, or its drawn bars, imply beside that
+    controls: tuple[ClaimField, ...] = ()                    # comparisons of ours
     draw: tuple[Literal["bars", "curves", "hint-losses"], ...] = ("bars", "curves", "hint-losses")
     axis: tuple[float, float] | None = None                  # as printed, percent
     window: tuple[int, int] | None = None                    # the iterations of the last stage that are shown, of the full schedule
@@ -196,8 +155,8 @@ class Table(_Strict):
                 raise ValueError(f"rows[{index}].published: {len(row.published)} values for {self.nets} nets; give one for each")
             if self.teacher is None and row.method not in WITHOUT_TEACHER:
                 raise ValueError(f"rows[{index}].method: {row.method!r} needs a teacher; add one")
-        for kind, claims in (("claims", self.claims), ("controls", self.controls)):
-            for index, claim in enumerate(map(Claim.parse, claims)):
+        for kind, claims in (("claims", self.claims), ("orders", self.orders), ("controls", self.controls)):
+            for index, claim in enumerate(claims):
                 for side in (claim.left, claim.right):
                     if side.table is None and side.method not in self.methods:
                         raise ValueError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, self.methods)}")

@@ -1,0 +1,70 @@
+"""Claims as data: which of two rows is better, by which measure, and where a paper says so.
+
+A claim is written as its formula alone, `layerwise-hint > hint-kd`, or as a mapping with the words and the place in the paper:
+`{claim: layerwise-hint > hint-kd, text: the proposed method is ahead, section: abstract}`.  Whether it holds is judged in results/.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+FIELDS = ("claim", "text", "section")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a claim: a method, `original` or `teacher`, of this table or of another one."""
+    method: str
+    table: str | None = None
+    best: bool = False                                       # the best net instead of the mean
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`A > B`: A is better than B, a higher accuracy, a lower error, a lower loss; `A <= B`: it is no better.
+
+    `measure` is the table's metric (""), "test loss" (the KD loss on the test set, of a table with test_loss) or "training loss", both
+    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1).
+    """
+    text: str                                                # the formula
+    left: Operand
+    better: bool                                             # ">", or "<="
+    right: Operand
+    measure: str = ""
+    words: str = ""                                          # what the paper says, quoted or in words of our own
+    section: str = ""                                        # where it says so
+
+    @staticmethod
+    def parse(text: str) -> Claim:
+        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in test loss | in training loss | in hint loss N]`.  Raises ValueError."""
+        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", "(test loss|training loss|hint loss [1-9])"
+        found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
+        if not found:
+            raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")
+        best, left_table, left, sign, right_table, right, measured = found.groups()
+        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "")
+
+
+def _read(given: Any) -> Claim:
+    if isinstance(given, Claim):
+        return given
+    if isinstance(given, str):
+        return Claim.parse(given)
+    if not isinstance(given, dict) or "claim" not in given or not all(isinstance(value, str) for value in given.values()):
+        raise ValueError(f"{given!r} is not a claim; write 'A > B', or a mapping of texts with {', '.join(FIELDS)}")
+    unknown = [name for name in given if name not in FIELDS]
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; a claim has {', '.join(FIELDS)}")
+    return replace(Claim.parse(given["claim"]), words=given.get("text", ""), section=given.get("section", ""))
+
+
+def _written(claim: Claim) -> str | dict[str, str]:
+    """As `_read` takes it."""
+    said = {name: value for name, value in (("text", claim.words), ("section", claim.section)) if value}
+    return {"claim": claim.text, **said} if said else claim.text
+
+
+ClaimField = Annotated[Claim, BeforeValidator(_read), PlainSerializer(_written)]

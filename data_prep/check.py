@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hintkd.errors import UserError
+from hintkd.errors import Damaged, UserError
+from hintkd.files import fault, is_whole, read_sealed, sha256_of
 from torchcaffe.data import datum
 from torchcaffe.data.lmdb_reader import Database, open_database
 from torchcaffe.errors import CaffeError
@@ -68,21 +68,42 @@ def mean_path(folder: Path, split: str) -> Path:
 
 
 def check_dataset(path: str | os.PathLike[str]) -> DatasetInfo:
-    """Look at the data set in folder `path`: LMDBs train_lmdb and test_lmdb, and perhaps train_mean.binaryproto and test_mean.binaryproto.
+    """Look at all of the data set in folder `path`: LMDBs train_lmdb and test_lmdb, and perhaps train_mean.binaryproto and
+    test_mean.binaryproto.
 
-    A folder that `prepare` wrote is only compared with its dataset.json, by its summary; of any other, all records are read.
+    The files of a folder that `prepare` wrote are compared with the digests in its dataset.json; of any other all records are read, and
+    compared with the fingerprint where there is one.
     Raises UserError for what is missing or damaged, for records of unequal shape, and for means that do not fit their records.
     """
     folder = Path(path)
     with _naming(folder):
-        databases, means = _open(folder)
         if not (folder / DESCRIPTION).exists():
-            return _read(folder, databases, means)
+            return _read(folder, *_open(folder))
         about = describe(folder)
+        require_files(folder, about)
+        databases, means = _open(folder)
         if _summary(databases, means) != about["summary"]:
-            raise UserError(f"{folder} does not hold what its {DESCRIPTION} describes; prepare the data set again")
+            raise UserError(f"{folder} does not hold what its {DESCRIPTION} describes; prepare it again")
+        if "files" not in about and _read(folder, databases, means).fingerprint != about["fingerprint"]:
+            raise UserError(f"{folder} does not hold the records that its {DESCRIPTION} describes; prepare it again")
         splits = {name: SplitInfo(len(database), database.images().shape) for name, database in databases.items()}
         return DatasetInfo(folder, splits, about["classes"], bool(means), about["fingerprint"])
+
+
+def require_files(folder: Path, about: dict[str, Any]) -> None:
+    """Read all files whose digests dataset.json holds.  Raises Damaged naming the first that is not as it was prepared."""
+    known = about.get("files", {})
+    if not isinstance(known, dict):
+        raise Damaged(f"{folder / DESCRIPTION} is damaged; prepare {folder} again")
+    for name, digest in known.items():
+        if not is_whole(folder / name, digest):
+            raise Damaged(f"{folder / name} {fault(folder / name)}; prepare {folder} again")
+
+
+def files(folder: Path) -> dict[str, str]:
+    """SHA-256 of the LMDBs' files and of the means in `folder`."""
+    paths = [*sorted(folder.glob("*_lmdb/data.mdb")), *sorted(folder.glob("*_mean.binaryproto"))]
+    return {str(path.relative_to(folder)): sha256_of(path) for path in paths}
 
 
 @contextmanager
@@ -99,12 +120,9 @@ def _naming(folder: Path) -> Iterator[None]:
 def describe(folder: Path) -> dict[str, Any]:
     """The content of dataset.json.  Raises UserError where it is not what `prepare` writes."""
     try:
-        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or not {"format", "name", "seed", "classes", "summary", "fingerprint"} <= content.keys():
-        raise UserError(f"{folder / DESCRIPTION} does not describe a data set; remove it to have the records themselves read")
-    return content
+        return read_sealed(folder / DESCRIPTION, "format", "name", "seed", "classes", "summary", "fingerprint")
+    except Damaged as damage:
+        raise UserError(f"{damage}, or does not describe a data set; remove it to have the records themselves read") from None
 
 
 def summary(folder: Path) -> dict[str, Any]:

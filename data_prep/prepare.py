@@ -96,7 +96,12 @@ def _is_there(folder: Path, dataset: str, seed: int) -> bool:
     if not (folder / DESCRIPTION).exists():
         raise UserError(f"{folder} exists but is no prepared data set ({DESCRIPTION} is missing); move it away "
                         "or name another folder with --out")
-    about = describe(folder)
+    try:
+        about = describe(folder)
+    except UserError:
+        if is_ours(folder):
+            return False
+        raise
     if about["name"] != dataset:
         raise UserError(f"{folder} holds the data set {about['name']}; move it away or name another folder with --out")
     if (about["seed"], about["format"]) != (seed, FORMAT):
@@ -107,6 +112,13 @@ def _is_there(folder: Path, dataset: str, seed: int) -> bool:
         return True
     except UserError:
         return False
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds what `prepare` writes and nothing else, by the names, so that it may be written anew."""
+    names = {path.name for path in folder.iterdir()}
+    known = {name for name in names if name == DESCRIPTION or name.endswith(("_lmdb", "_mean.binaryproto"))}
+    return {"train_lmdb", "test_lmdb"} <= names == known
 
 
 @contextmanager

@@ -3,14 +3,13 @@
     <folder>/train_lmdb test_lmdb ...     keys 00000000, 00000001, ...: byte order is the records' order
     <folder>/train_mean.binaryproto       mean over the training records, padding included, of their size
     <folder>/test_mean.binaryproto        its centre, of the test records' size
-    <folder>/dataset.json                 what this is: counts, shapes, seed, fingerprint
+    <folder>/dataset.json                 what this is: counts, shapes, seed, fingerprint, digests of the files
 
 Everything is written into a folder beside it and renamed when it is complete and on disk.
 """
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
 import shutil
@@ -22,9 +21,10 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from data_prep.check import DESCRIPTION, Fingerprint, mean_path, records_path, summary
+from data_prep.check import DESCRIPTION, Fingerprint, files, mean_path, records_path, summary
 from data_prep.split import Progress, Split
 from hintkd.errors import UserError
+from hintkd.files import write_sealed
 from torchcaffe.errors import CaffeError
 from torchcaffe.formats import write_mean
 from torchcaffe.proto import caffe_pb2
@@ -52,8 +52,8 @@ def write_dataset(folder: Path, splits: dict[str, Split], mean: np.ndarray, abou
             for name, image in sorted(means.items()):
                 fingerprint.mean(name, image)
                 write_mean(mean_path(partial, name), image)
-            description = {"format": FORMAT, **about, "fingerprint": fingerprint.hexdigest(), "summary": summary(partial)}
-            (partial / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            write_sealed(partial / DESCRIPTION, {"format": FORMAT, **about, "fingerprint": fingerprint.hexdigest(),
+                                                 "summary": summary(partial), "files": files(partial)})
             _sync(partial)
             if folder.exists():
                 os.rename(folder, old)

@@ -11,3 +11,11 @@ class UserError(Exception):
 
 class StageFailed(UserError):
     """A stage cannot be finished; the sentence says at which iteration and where its log is."""
+
+
+class ProgramDied(StageFailed):
+    """The process that ran a stage ended without an answer, killed as a rule: another try may succeed."""
+
+
+class Damaged(UserError):
+    """A file is missing, empty or not what was written; the sentence names it and can be gone on with after a semicolon."""

@@ -112,5 +112,5 @@ def test_a_description_of_something_else_is_not_believed(tmp_path):
     shutil.rmtree(folder / "train_lmdb")
     shutil.copytree(folder / "test_lmdb", folder / "train_lmdb")
     shutil.copy(folder / "test_mean.binaryproto", folder / "train_mean.binaryproto")
-    with pytest.raises(UserError, match="does not hold what its dataset.json describes"):
+    with pytest.raises(UserError, match="train_lmdb/data.mdb is damaged; prepare .* again"):
         check_dataset(folder)

@@ -37,6 +37,9 @@ class Watcher:
     def failed(self, task: Task, sentence: str) -> None:
         self.events.append(("failed", task.stage.title))
 
+    def told(self, sentence: str) -> None:
+        self.events.append(("told", sentence))
+
     def tick(self) -> None:
         pass
 

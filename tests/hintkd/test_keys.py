@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 import tiny
+from data_prep import check
 from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
+from hintkd.files import read_sealed, write_sealed
 from hintkd.methods.stage import Stage, Weights
+from hintkd.run import digests
 from hintkd.run.keys import Keys, Setting, differences, flatten
 
 SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
@@ -116,13 +119,72 @@ def test_data_count_by_content_and_not_by_path(workspace: Path) -> None:
     assert key(Stage("a", moved, tiny.solver())) != before
 
 
+def describe_data(workspace: Path, **more: object) -> Path:
+    """A dataset.json beside the tiny data, as `prepare` writes it."""
+    folder = workspace / "data/tiny"
+    write_sealed(folder / "dataset.json", {"format": 1, "name": "tiny", "seed": 0, "classes": 4, "summary": check.summary(folder),
+                                           "fingerprint": check.check_dataset(folder).fingerprint, **more})
+    return folder / "dataset.json"
+
+
 def test_a_prepared_data_set_counts_by_its_fingerprint(workspace: Path) -> None:
-    facts = workspace / "data/tiny/dataset.json"
-    facts.write_text('{"fingerprint": "abc"}')
-    assert Keys(SETTING).parts(Stage("a", tiny.net(), tiny.solver()))["net.data#2.data_param.source"] == "data abc/test_lmdb"
+    facts = describe_data(workspace)
+    fingerprint = read_sealed(facts)["fingerprint"]
+    assert Keys(SETTING).parts(Stage("a", tiny.net(), tiny.solver()))["net.data#2.data_param.source"] == f"data {fingerprint}/test_lmdb"
     facts.write_text("{")
-    with pytest.raises(UserError, match="damaged; prepare"):
+    with pytest.raises(UserError, match="data/tiny/dataset.json is damaged; prepare"):
         key(Stage("a", tiny.net(), tiny.solver()))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with digests of its files", "from before there were any"])
+def test_a_changed_record_is_found_however_the_set_was_described(workspace: Path, named: bool) -> None:
+    describe_data(workspace, **({"files": check.files(workspace / "data/tiny")} if named else {}))
+    stage = Stage("a", tiny.net(), tiny.solver())
+    key(stage)
+    change(workspace / "data/tiny/train_lmdb/data.mdb")
+    with pytest.raises(UserError, match="data/tiny.*prepare .* again"):
+        key(stage)
+
+
+def test_bytes_that_a_disk_lost_are_found_by_samples(workspace: Path) -> None:
+    describe_data(workspace, files=check.files(workspace / "data/tiny"))
+    stage = Stage("a", tiny.net(), tiny.solver())
+    key(stage)
+    change(workspace / "data/tiny/train_lmdb/data.mdb")
+    checked = read_sealed(digests.CHECKED)
+    stamps = digests._stamps(Path("data/tiny"), checked["data/tiny"]["facts"])
+    checked["data/tiny"]["stamps"] = list(stamps)                               # as if nothing had been written
+    write_sealed(digests.CHECKED, checked)
+    with pytest.raises(UserError, match=r"data/tiny/train_lmdb/data.mdb is damaged at bytes 0 to 1,048,576"):
+        key(stage)
+
+
+def test_an_unchanged_set_is_read_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe_data(workspace, files=check.files(workspace / "data/tiny"))
+    stage = Stage("a", tiny.net(), tiny.solver())
+    before = key(stage)
+    digests._require.cache_clear()                                              # as in another process
+    monkeypatch.setattr(digests, "check_all", None)
+    assert key(stage) == before
+
+
+def test_a_description_that_is_gone_does_not_give_another_key(workspace: Path) -> None:
+    facts = describe_data(workspace, files=check.files(workspace / "data/tiny"))
+    stage, told = Stage("a", tiny.net(), tiny.solver()), []
+    before = key(stage)
+    facts.unlink()
+    with pytest.raises(UserError, match="data/tiny/dataset.json is missing; move data/tiny away and prepare"):
+        key(stage)
+    digests.restore_descriptions([stage], told.append)
+    assert told == ["data/tiny/dataset.json is missing; it is written again"] and key(stage) == before
+
+
+def change(path: Path) -> None:
+    """Flip one bit of a record's pixels."""
+    content = bytearray(path.read_bytes())
+    at = content.index(caffe_pb2.Datum(channels=1, height=8, width=8).SerializeToString()) + 30
+    content[at] ^= 1
+    path.write_bytes(content)
 
 
 def test_missing_data_are_a_sentence_that_names_the_command(workspace: Path) -> None:

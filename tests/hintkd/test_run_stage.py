@@ -20,6 +20,7 @@ import tiny
 import torchcaffe
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import StageFailed
+from hintkd.files import read_sealed, write_sealed
 from hintkd.stage import program as run_stage
 from hintkd.stage.log import parse
 from hintkd.stage.program import run, run_together
@@ -69,7 +70,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *folders: Path, at: int) -> None:
 def test_a_stage_leaves_weights_log_and_every_output_of_the_saved_weights() -> None:
     folder = write_stage("a", tiny.net(), tiny.solver())
     result = run("a")
-    assert result == json.loads((folder / "result.json").read_text())
+    assert result == read_sealed(folder / "result.json")
     assert sorted(p.name for p in folder.iterdir()) == [
         "lock", "log.txt", "net.prototxt", "progress.json", "result.json", FINAL, "snapshot_iter_60.sidecar.json",
         "snapshot_iter_60.solverstate", "solver.prototxt", "stage.json"]
@@ -164,9 +165,9 @@ def test_without_a_usable_snapshot_the_stage_starts_again(monkeypatch: pytest.Mo
 def test_going_on_under_other_numerics_is_refused_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_stage("a", tiny.net(), tiny.solver())
     interrupt(monkeypatch, folder, at=40)
-    progress = json.loads((folder / "progress.json").read_text())
+    progress = read_sealed(folder / "progress.json")
     progress["environment"]["instructions"] = "ABACUS"
-    (folder / "progress.json").write_text(json.dumps(progress))
+    write_sealed(folder / "progress.json", progress)
     with pytest.raises(StageFailed, match=r"a was begun with other numerics \(instructions ABACUS -> .*--inexact"):
         run("a")
     stage = json.loads((folder / "stage.json").read_text())
@@ -288,7 +289,7 @@ def test_a_group_ends_as_its_stages_do_alone_each_with_its_own_log_and_files() -
         assert all(np.allclose(a, b, rtol=0, atol=1e-5) for name in weights[0]
                    for a, b in zip(weights[0][name], weights[1][name], strict=True))
         assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
-        assert result["together"] == 3 and result == json.loads((other / "result.json").read_text())
+        assert result["together"] == 3 and result == read_sealed(other / "result.json")
         logs = [parse((folder / "log.txt").read_text()) for folder in (one, other)]
         assert logs[1].done and [i for i, _ in logs[0].loss] == [i for i, _ in logs[1].loss]
         assert np.allclose(logs[0].loss, logs[1].loss, atol=1e-4) and logs[0].test.keys() == logs[1].test.keys()

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hintkd.errors import UserError
+from hintkd.errors import Damaged, UserError
+from hintkd.files import read_sealed
 from hintkd.results import verdicts as statistics
 from hintkd.results.verdicts import Spread, Values, Verdict
 from hintkd.study.claims import Claim, Operand
@@ -214,6 +215,10 @@ def read_record(path: Path) -> Record:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: not a record of a run: {place + ': ' if place else ''}{first['msg']}; {AGAIN}") from None
+    try:
+        read_sealed(path)
+    except Damaged as damage:
+        raise UserError(f"{damage}; {AGAIN}") from None
     for which in (record.last, record.best):
         if record.metric not in which:
             raise UserError(f"{path}: its metric {record.metric!r} is not among its results {sorted(which)}; {AGAIN}")
@@ -239,9 +244,16 @@ def _apart(folder: Path, table: Table, records: Sequence[Record]) -> list[Group]
     for record in records:
         by_conditions.setdefault(tuple(record.conditions().items()), []).append(record)
     differing = sorted({name for one in by_conditions for name, value in one if any((name, value) not in other for other in by_conditions)})
-    ensembles = {path.parent.name: float(json.loads(path.read_text())["ensemble"]) for path in sorted(folder.glob("*/ensemble.json"))}
+    ensembles = {path.parent.name: _ensemble(path) for path in sorted(folder.glob("*/ensemble.json"))}
     return [Group(folder.name, table, tuple(members), ensembles if len(by_conditions) == 1 else {}, tuple(differing))
             for members in by_conditions.values()]
+
+
+def _ensemble(path: Path) -> float:
+    try:
+        return float(read_sealed(path, "ensemble")["ensemble"])
+    except Damaged as damage:
+        raise UserError(f"{damage}; {AGAIN}") from None
 
 
 def _table_of(folder: Path, record: Record) -> Table:

@@ -78,7 +78,10 @@ class Cluster:
             error = StageFailed(f"{'a worker' if count == 1 else f'{count} workers'} died over it, the last one at "
                                 f"{error.last_worker.address}; see what it printed")
         if error is None:
-            here.set_result(None)
+            told: list[str] = []
+            with suppress(Exception):          # the stage is finished, whatever becomes of what its worker has to tell
+                told = there.result()
+            here.set_result(told)
         else:
             here.set_exception(error)
 
@@ -96,8 +99,8 @@ class Cluster:
         self.client.close(timeout=CONNECT_S)
 
 
-def run_on_worker(folders: Sequence[str], interpreter: Interpreter, ours: str | None) -> None:
-    """What a worker does: run a stage folder, or a group's.
+def run_on_worker(folders: Sequence[str], interpreter: Interpreter, ours: str | None) -> list[str]:
+    """What a worker does: run a stage folder, or a group's; a sentence for each damaged file that it found.
 
     ours    the engine that the worker must have, which then runs the folders in its own Python; None for another caffe's interpreter
     Raises StageFailed if the worker has another engine or does not see the folders.
@@ -111,7 +114,7 @@ def run_on_worker(folders: Sequence[str], interpreter: Interpreter, ours: str | 
     if missing:
         raise StageFailed(f"the worker on {host} does not see {missing[0]} in {interpreter.workspace}: it needs the workspace, under the "
                           "same path")
-    run_folders(folders, interpreter)
+    return run_folders(folders, interpreter)
 
 
 def first_line(error: BaseException) -> str:

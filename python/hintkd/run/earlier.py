@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hintkd.files import read_json
+from hintkd.errors import Damaged
+from hintkd.files import read_sealed
 from hintkd.run.keys import Parts, decides, digest
 
 _HINT, _KD = "hintkd.layers.hint_loss", "hintkd.layers.softened_cross_entropy"
@@ -78,7 +79,7 @@ def translated(parts: Parts) -> Parts:
 def read_key(folder: Path) -> tuple[str, Parts] | None:
     """The key that a stage folder was made for and the key's parts; None if it does not say."""
     try:
-        content = read_json(folder / "key.json")
-        return content["key"], content["parts"]
-    except (OSError, ValueError, KeyError):
+        content = read_sealed(folder / "key.json", "key", "parts")
+    except Damaged:
         return None
+    return content["key"], content["parts"]

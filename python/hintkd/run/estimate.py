@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hintkd.backend import caffe_pb2, write_text
-from hintkd.errors import UserError
-from hintkd.files import read_json, write_file, write_json
+from hintkd.errors import Damaged, UserError
+from hintkd.files import read_sealed, write_file, write_json
 from hintkd.run.executor import Interpreter, run_folders
 from hintkd.run.runner import Plan, Task, ranks
 
@@ -66,7 +66,7 @@ def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int)
         costs = {}
         for digest, future in futures.items():
             future.result()
-            found = read_json(folders[digest] / "result.json")
+            found = read_sealed(folders[digest] / "result.json")
             costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"])
     return costs
 
@@ -110,8 +110,8 @@ def duration(task: Task, cost: Cost) -> float:
 
 def left(task: Task) -> float:
     """The share of a task that is still to be done, by its last snapshot."""
-    with suppress(OSError, ValueError, KeyError):
-        return 1 - read_json(task.folder / "progress.json")["iteration"] / task.iterations
+    with suppress(Damaged):
+        return 1 - read_sealed(task.folder / "progress.json", "iteration")["iteration"] / task.iterations
     return 1.0
 
 

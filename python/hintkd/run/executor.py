@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hintkd.errors import StageFailed, UserError
+from hintkd.errors import ProgramDied, StageFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,14 @@ class Interpreter:
         except OSError as error:
             raise UserError(f"--caffe-python {self.python}: {error.strerror}") from None
         if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            why = without_kind((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
             raise UserError(f"--caffe-python {self.python} cannot import caffe: {why}")
         return done.stdout.strip().splitlines()[-1]
+
+
+def without_kind(line: str) -> str:
+    """The last line of a traceback without the name of Python's exception."""
+    return re.sub(r"^[\w.]+(?:Error|Exception|Interrupt): ", "", line)
 
 
 def link_alone(package: Path, folder: Path) -> None:
@@ -85,8 +91,11 @@ class Program:
             [interpreter.python, "-m", "hintkd.stage.program", "--serve", str(os.getpid())], cwd=interpreter.workspace, text=True,
             env=interpreter.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
-    def run(self, folders: Sequence[str]) -> None:
-        """Run a stage folder, or a group's.  Raises StageFailed with its sentence, also if the program dies over it."""
+    def run(self, folders: Sequence[str]) -> list[str]:
+        """Run a stage folder, or a group's; a sentence for each damaged file that it found.
+
+        Raises StageFailed with its sentence, and ProgramDied if the program dies over it.
+        """
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(json.dumps(folders) + "\n")
@@ -95,10 +104,11 @@ class Program:
         except OSError:
             line = ""
         if not line:
-            raise StageFailed(self._last_words(folders[0]))
+            raise ProgramDied(self._last_words(folders[0]))
         answer = json.loads(line)
         if answer["error"]:
-            raise StageFailed(answer["error"])
+            raise StageFailed("; ".join([*answer["told"], answer["error"]]))
+        return answer["told"]
 
     def _last_words(self, folder: str) -> str:
         """Why a program ended without an answer: a failed CHECK of Caffe says so in the log, a killed one nothing."""
@@ -108,7 +118,7 @@ class Program:
         except OSError:
             log = []
         fatal = [line for line in log if line[:1] == "F" and "] " in line]
-        words = fatal[-1].split("] ", 1)[1] if fatal else (errors.strip().splitlines() or ["no reason was given"])[-1]
+        words = fatal[-1].split("] ", 1)[1] if fatal else without_kind((errors.strip().splitlines() or ["no reason was given"])[-1])
         return f"its process ended with status {self.process.returncode} ({words}; see {folder}/log.txt)"
 
     @property
@@ -154,15 +164,15 @@ _thread = threading.local()                                  # .programs: whose 
 _of_others = Programs()                                      # for threads of executors that are not LocalExecutor
 
 
-def run_folders(folders: Sequence[str], interpreter: Interpreter) -> None:
-    """Run a stage folder, or a group's, relative to the workspace, in this thread's stage program.  Raises StageFailed."""
+def run_folders(folders: Sequence[str], interpreter: Interpreter) -> list[str]:
+    """Run a stage folder, or a group's, relative to the workspace, in this thread's stage program; what is damaged.  Raises StageFailed."""
     program: Program | None = getattr(_thread, "program", None)
     if program is not None and (program.interpreter != interpreter or not program.is_alive):
         program.end()
         program = None
     if program is None:
         program = _thread.program = getattr(_thread, "programs", _of_others).start(interpreter)
-    program.run(folders)
+    return program.run(folders)
 
 
 def end_programs(workspace: str) -> None:

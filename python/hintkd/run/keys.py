@@ -17,6 +17,7 @@ from typing import Any
 
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage
+from hintkd.run import digests
 from hintkd.run.sources import code_digest
 
 Parts = dict[str, Any]
@@ -182,23 +183,15 @@ def file_digest(path: Path | str) -> str:
 def data_fingerprint(source: str) -> str:
     """Of what a `source` or `mean_file` in a prototxt names: from the dataset.json beside it, or else a digest of its contents.
 
-    Raises UserError if there is nothing at that path.
+    Raises UserError if there is nothing at that path, or not what dataset.json says.
     """
     path = Path(source)
     if not path.exists():
         name = path.parent.name
         raise UserError(f"{source} is missing: prepare the data set first, with `hintkd prepare {name}`, or name its folder with --data")
-    facts = path.parent / "dataset.json"
-    if facts.is_file():
-        return f"{dataset_facts(facts)['fingerprint']}/{path.name}"
+    facts = digests.facts(path.parent)
+    if facts:
+        return f"{facts['fingerprint']}/{path.name}"
     return file_digest(path / "data.mdb" if path.is_dir() else path)
 
 
-def dataset_facts(path: Path) -> dict[str, Any]:
-    """A data set's dataset.json.  Raises UserError if it is damaged."""
-    try:
-        facts = json.loads(path.read_text())
-        facts["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; prepare the data set again") from None
-    return facts

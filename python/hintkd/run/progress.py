@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from hintkd.run.runner import Task
@@ -72,9 +73,12 @@ class Bars:
         wall = task.result()["wall_s"]
         self._end(task, f"{self.label(task)}: {task.iterations:,} iterations in {clock(wall)}")
 
+    def told(self, sentence: str) -> None:
+        warn(self.console, sentence)
+
     def failed(self, task: Task, sentence: str) -> None:
         self._end(task, "")
-        self.console.print(f"[red]{self.label(task)} failed:[/] {sentence}", highlight=False, soft_wrap=True)
+        self.console.print(f"[red]{self.label(task)} failed:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
     def _end(self, task: Task, line: str) -> None:
         if task.key in self.shown:
@@ -88,3 +92,8 @@ class Bars:
 def clock(seconds: float) -> str:
     """A duration for people: 4.2 s, 3:07 or 5:00:00."""
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))).removeprefix("0:")
+
+
+def warn(console: Console, sentence: str) -> None:
+    """Tell what is not as it should be while the work goes on."""
+    console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False, soft_wrap=True)

@@ -5,19 +5,22 @@ what starts from it.  Stages run wherever the executor runs `executor.run_folder
 """
 from __future__ import annotations
 
+import hashlib
 import queue
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
 from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
-from hintkd.errors import UserError
-from hintkd.files import read_json, write_file, write_json, written
+from hintkd.errors import Damaged, UserError
+from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_file, write_json, write_sealed, written
 from hintkd.methods.stage import Stage
 from hintkd.run.earlier import kept
 from hintkd.run.executor import ExecutorLost, Interpreter, run_folders
@@ -55,13 +58,22 @@ class Task:
     def begun_in(self) -> list[str]:
         """The keys of the group in which it was begun, its own among them; none if it was not."""
         try:
-            return read_json(self.folder / "progress.json").get("group", [self.key])
-        except (OSError, ValueError):
+            return read_sealed(self.folder / "progress.json").get("group", [self.key])
+        except Damaged:
             return []
 
     def result(self) -> dict[str, Any]:
-        """What the stage program says of the finished stage."""
-        return read_json(self.folder / "result.json")
+        """What the stage program says of the finished stage.  Raises Damaged if its file is."""
+        return read_sealed(self.folder / "result.json", "weights")
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """The class scores and labels of the final test.  Raises Damaged if they cannot be read."""
+        path = self.folder / "predictions.npz"
+        try:
+            with np.load(path) as found:
+                return {name: found[name] for name in ("scores", "labels")}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+            raise Damaged(f"{path} {fault(path)}") from None
 
 
 class Plan:
@@ -110,6 +122,7 @@ class Watcher(Protocol):
     def started(self, task: Task) -> None: ...
     def tick(self) -> None: ...
     def finished(self, task: Task) -> None: ...
+    def told(self, sentence: str) -> None: ...
     def failed(self, task: Task, sentence: str) -> None: ...
 
 
@@ -155,6 +168,7 @@ class Runner:
                 future.add_done_callback(done.put)
             with suppress(queue.Empty):
                 future = done.get(timeout=POLL_S)
+                self._tell(future)
                 for task in running.pop(future):
                     self._settle(task, future, todo)
                     if task.is_finished:
@@ -170,11 +184,17 @@ class Runner:
         failed = set()
         for task in group:
             try:
-                write_folder(task, plan, self._stage_json(task, group, plan.setting))
+                write_folder(task, plan, stage_json(task, [member.key for member in group], plan.setting, self.device_id, self.inexact))
             except UserError as error:
                 self._fail(task, str(error), todo)
                 failed.add(task.key)
         return failed
+
+    def _tell(self, future: Any) -> None:
+        """Pass on what a stage program found damaged, and what it did about it."""
+        if not future.cancelled() and future.exception() is None:
+            for sentence in future.result() or ():
+                self.watcher.told(sentence)
 
     def _settle(self, task: Task, future: Any, todo: dict[str, Task]) -> None:
         """Keep the weights of a stage that ended, or note why it failed."""
@@ -183,7 +203,11 @@ class Runner:
         except CancelledError:
             error = UserError("it was cancelled")
         if error is None:
-            keep_weights(task)
+            try:
+                keep_weights(task)
+            except UserError as damage:
+                error = damage
+        if error is None:
             self.on_finished(task)
             self.watcher.finished(task)
         elif isinstance(error, UserError) and not isinstance(error, ExecutorLost):
@@ -199,16 +223,6 @@ class Runner:
             if other.key not in self.failures and any(source in self.failures for source in other.sources):
                 self.failures[other.key] = f"it needs {task.stage.title}, which failed"
 
-    def _stage_json(self, task: Task, group: list[Task], setting: Setting) -> dict[str, Any]:
-        """What the stage program is told beside the prototxts."""
-        solver = task.stage.solver
-        accuracy = next((layer for layer in task.stage.net.layer if layer.type == "Accuracy"), None)
-        predictions = {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
-        return {"schema": 1, "title": task.stage.title, "key": task.key, "group": [member.key for member in group],
-                "program": task.stage.program, "iterations": task.iterations, "snapshot": solver.snapshot,
-                "test_iter": sum(solver.test_iter), "predictions": predictions, "backend": setting.backend, "device": setting.device,
-                "device_id": self.device_id, "threads": setting.threads, "precision": setting.precision, "fast": True,
-                "inexact": self.inexact}
 
 
 def ranks(plan: Plan, seconds: Callable[[Task], float]) -> dict[str, float]:
@@ -223,23 +237,45 @@ def ranks(plan: Plan, seconds: Callable[[Task], float]) -> dict[str, float]:
 
 # ----------------------------------------------------------------------------------------------------------------- folders
 
-def write_folder(task: Task, plan: Plan, stage_json: dict[str, Any]) -> None:
+def stage_json(task: Task, group: list[str], setting: Setting, device_id: int = 0, inexact: bool = False) -> dict[str, Any]:
+    """What the stage program is told beside the prototxts; `group` has the keys of all that train together, the task's own among them."""
+    solver = task.stage.solver
+    accuracy = next((layer for layer in task.stage.net.layer if layer.type == "Accuracy"), None)
+    predictions = {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
+    return {"schema": 1, "title": task.stage.title, "key": task.key, "group": group, "program": task.stage.program,
+            "iterations": task.iterations, "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter), "predictions": predictions,
+            "backend": setting.backend, "device": setting.device, "device_id": device_id, "threads": setting.threads,
+            "precision": setting.precision, "fast": True, "inexact": inexact}
+
+
+def write_folder(task: Task, plan: Plan, told: dict[str, Any]) -> None:
     """All that the stage program needs, also for `caffe train --solver=FOLDER/solver.prototxt --weights=FOLDER/init.caffemodel`.
 
-    Writing it again changes nothing, so that it may be written while another process runs the stage.
+    `told` is its stage.json, to which the digest of the weights in is added.  Writing it again changes nothing, so that it may be
+    written while another process runs the stage.
     """
     folder = task.folder
     solver = caffe_pb2.SolverParameter()
     solver.CopyFrom(task.stage.solver)
     solver.net, solver.snapshot_prefix = str(folder / "net.prototxt"), str(folder / "snapshot")
-    solver.solver_mode = solver.GPU if stage_json["device"] == "gpu" else solver.CPU
-    solver.device_id = stage_json["device_id"]
+    solver.solver_mode = solver.GPU if told["device"] == "gpu" else solver.CPU
+    solver.device_id = told["device_id"]
     write_file(folder / "net.prototxt", write_text(task.stage.net))
     write_file(folder / "solver.prototxt", write_text(solver))
-    write_json(folder / "key.json", {"key": task.key, "parts": plan.keys.parts(task.stage)})
-    write_json(folder / "stage.json", stage_json)
-    if task.stage.weights_in and not (folder / "init.caffemodel").exists():
-        write_weights(folder / "init.caffemodel", compose(task, plan).items())
+    write_sealed(folder / "key.json", {"key": task.key, "parts": plan.keys.parts(task.stage)})
+    digest = write_init(task, plan) if task.stage.weights_in else None
+    write_json(folder / "stage.json", {**told, "init": digest})
+
+
+def write_init(task: Task, plan: Plan) -> str:
+    """Write the weights in, unless they are there as they were written; their digest."""
+    init = task.folder / "init.caffemodel"
+    with suppress(Damaged):
+        known = read_sealed(task.folder / "stage.json").get("init")
+        if known and is_whole(init, known):
+            return str(known)
+    write_weights(init, compose(task, plan).items())
+    return sha256_of(init)
 
 
 def compose(task: Task, plan: Plan) -> dict[str, list[np.ndarray]]:
@@ -250,7 +286,7 @@ def compose(task: Task, plan: Plan) -> dict[str, list[np.ndarray]]:
     """
     layers: dict[str, list[np.ndarray]] = {}
     for weights in task.stage.weights_in:
-        path = plan.task(weights.source).weights if isinstance(weights.source, Stage) else weights.source
+        path = whole_weights(plan.task(weights.source)) if isinstance(weights.source, Stage) else weights.source
         found = {name: blobs for name, blobs in read_weights(path) if weights.layers is None or name in weights.layers}
         fixed = [layer.name.removeprefix(weights.prefix) for layer in task.stage.net.layer
                  if weights.prefix and layer.name.startswith(weights.prefix) and layer.param]
@@ -262,9 +298,27 @@ def compose(task: Task, plan: Plan) -> dict[str, list[np.ndarray]]:
 
 
 def keep_weights(task: Task) -> None:
-    """Write the weights out: the final snapshot without what the stage leaves behind."""
-    layers = read_weights(task.folder / task.result()["weights"])
-    write_weights(task.weights, [(name, blobs) for name, blobs in layers if task.stage.keeps(name)])
+    """Write the weights out: the final snapshot without what the stage leaves behind; the result holds their digest.
+
+    Raises Damaged if the final snapshot is.
+    """
+    result = task.result()
+    final = task.folder / result["weights"]
+    known = result.get("digests", {}).get(final.name)
+    if known and not is_whole(final, known):
+        raise Damaged(f"{final} {fault(final)}")
+    write_weights(task.weights, [(name, blobs) for name, blobs in read_weights(final) if task.stage.keeps(name)])
+    digests = {**result.get("digests", {}), task.weights.name: sha256_of(task.weights)}
+    if digests != result.get("digests"):
+        write_sealed(task.folder / "result.json", {**result, "digests": digests})
+
+
+def whole_weights(task: Task) -> Path:
+    """Where a finished task's weights out are.  Raises Damaged if they are not what was written."""
+    known = task.result().get("digests", {}).get(task.weights.name)
+    if not task.weights.exists() or (known and not is_whole(task.weights, known)):
+        raise Damaged(f"{task.weights} {fault(task.weights)}; give the same command again, which mends it")
+    return task.weights
 
 
 def test_net(stage: Stage) -> caffe_pb2.NetParameter:
@@ -280,8 +334,19 @@ def test_net(stage: Stage) -> caffe_pb2.NetParameter:
     return net
 
 
-def publish_weights(task: Task, path: Path) -> None:
-    """Copy the weights out to PATH.caffemodel, and the net they are tested in to PATH.prototxt."""
-    write_file(path.with_name(path.name + ".prototxt"), write_text(test_net(task.stage)))
-    with written(path.with_name(path.name + ".caffemodel")) as part:
-        part.write_bytes(task.weights.read_bytes())
+def publish_weights(task: Task, path: Path) -> list[str]:
+    """Copy the weights out to PATH.caffemodel, and the net they are tested in to PATH.prototxt, where that is not what lies there.
+
+    Returns what was wrong with files that were there.
+    """
+    weights, net = (path.with_name(path.name + suffix) for suffix in (".caffemodel", ".prototxt"))
+    source, text, found = whole_weights(task), write_text(test_net(task.stage)), []
+    if not is_whole(weights, sha256_of(source)):
+        found.append(f"{weights} {fault(weights)}")
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        with written(weights) as part:
+            part.write_bytes(source.read_bytes())
+    if not is_whole(net, hashlib.sha256(text.encode()).hexdigest()):
+        found.append(f"{net} {fault(net)}")
+        write_file(net, text)
+    return found

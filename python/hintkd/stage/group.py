@@ -1,31 +1,39 @@
 """Stages while they are trained, one alone or a group side by side: their folders, logs and snapshots, and where they go on.
 
 Batched arithmetic rounds differently, so a group goes on only as the group that it was begun as, and all from one iteration.  What is
-done with the solvers is program.py's business.
+damaged of the files it would go on from is told and passed over: for the snapshot before, or for the start.  What is done with the
+solvers is program.py's business.
 """
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
-from hintkd.errors import StageFailed
-from hintkd.files import read_json, write_json
+from hintkd.errors import Damaged, StageFailed
+from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_sealed
 
 KEPT = 2                                    # snapshots that stay while a stage runs: one may turn out to be unusable
+INPUTS = ("net.prototxt", "solver.prototxt", "stage.json", "key.json", "init.caffemodel")     # what a folder has before its stage begins
+PROGRESS = ("environment", "started", "iteration", "resumed", "inexact", "wall_s")           # what progress.json holds at least
 
 
 class Member:
-    """A stage that is trained: its folder, what stage.json says, its log, its solver and what is known of its past."""
+    """A stage that is trained: its folder, what stage.json says, its log, its solver and what is known of its past.
 
-    def __init__(self, folder: str, stage: dict[str, Any], log: TextIO):
-        self.folder, self.stage, self.log = folder, stage, log
+    tell    takes a sentence for whoever asked for the stage
+    """
+
+    def __init__(self, folder: str, stage: dict[str, Any], log: TextIO, tell: Callable[[str], None]):
+        self.folder, self.stage, self.log, self.tell = folder, stage, log, tell
         self.solver: Any = None
         self.progress: dict[str, Any] = {}
+        self.damages: list[str] = []        # what is wrong with the files that it would go on from
         self.clock = time.time()            # when it would have begun if it had never been interrupted
 
     def path(self, name: str) -> str:
@@ -43,9 +51,15 @@ class Member:
         print(f"I{time.strftime('%m%d %H:%M:%S')}.{micros:06d} {os.getpid():5d} program.py:1] {text}", file=self.log, flush=True)
 
     def note(self, **progress: Any) -> None:
-        """Keep what is known of the stage's past, with this added."""
-        self.progress.update(progress, wall_s=time.time() - self.clock)
-        write_json(self.path("progress.json"), self.progress)
+        """Keep what is known of the stage's past, with this added, and digests of what it needs to go on."""
+        self.log.flush()
+        with open(self.path("log.txt"), "rb") as log:
+            text = log.read()
+        said = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+        files = [path for state in snapshots(self.folder) for path in glob.glob(glob.escape(state[:-len("solverstate")]) + "*")]
+        self.progress.update(progress, wall_s=time.time() - self.clock, log=said,
+                             snapshots={os.path.basename(path): sha256_of(path) for path in files})
+        write_sealed(self.path("progress.json"), self.progress)
 
     def build(self, caffe: Any, exact: bool = True) -> None:
         """A new solver; on torchcaffe it runs whole iterations and, if `exact`, goes on byte for byte."""
@@ -59,11 +73,43 @@ class Member:
         for state in snapshots(self.folder):
             drop(state)
         self.progress = {}
-        self.note(environment=found, started=now(), iteration=0, resumed=0, inexact=False, group=self.stage["group"])
+        self.note(environment=found, started=now(), iteration=0, resumed=0, inexact=False, group=self.stage["group"], inputs=self.inputs())
         self.build(caffe)
-        init = self.path("init.caffemodel")
+        init, digest = self.path("init.caffemodel"), self.stage.get("init")
+        if digest and not is_whole(init, digest):
+            raise StageFailed(f"{init} {fault(init)}; give the same command again, which writes it again")
         if os.path.exists(init):
             self.solver.net.copy_from(init)
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of what the folder had before its stage began."""
+        return {name: sha256_of(self.path(name)) for name in INPUTS if os.path.exists(self.path(name))}
+
+    def iterations(self) -> set[int]:
+        """Of the snapshots whose files are as they were written, as far as that is known; what is wrong with the others is noted."""
+        known, found = self.progress.get("snapshots", {}), set()
+        for state in snapshots(self.folder):
+            stem = os.path.basename(state)[:-len("solverstate")]
+            wrong = [name for name, digest in known.items() if name.startswith(stem) and not is_whole(self.path(name), digest)]
+            self.damages += [f"{self.path(name)} {fault(self.path(name))}" for name in wrong]
+            if not wrong:
+                found.add(iteration_of(state))
+        gone = [name for name in known if name.endswith(".solverstate") and not os.path.exists(self.path(name))
+                and iteration_of(name) > max(found, default=-1)]           # older ones may have been pruned
+        self.damages += [f"{self.path(name)} is missing" for name in gone]
+        return found
+
+    def mend_log(self) -> None:
+        """Begin the log anew if what it said at the last snapshot is not there any more."""
+        known = self.progress.get("log")
+        if known:
+            with open(self.path("log.txt"), "rb") as log:
+                text = log.read(known["bytes"])
+            if hashlib.sha256(text).hexdigest() != known["sha256"]:
+                self.tell(f"{self.path('log.txt')} does not say any more what it said up to the last snapshot; it is begun anew, without "
+                          "the curves so far")
+                self.log.flush()
+                self.log.truncate(0)
 
     def restore(self, caffe: Any, iteration: int, exact: bool) -> bool:
         """Go on from a snapshot; whether it can be used."""
@@ -72,8 +118,9 @@ class Member:
         try:
             with self.turn():
                 self.solver.restore(state)
-        except caffe.SidecarError as error:
+        except caffe.CaffeError as error:
             self.say(f"Cannot go on from {state}: {error}")
+            self.damages.append(str(error))
             return False
         self.solver.exact = True
         return True
@@ -87,7 +134,11 @@ def begin(caffe: Any, members: list[Member], found: dict[str, str]) -> None:
     begun by other versions or on another kind of processor, which would change the last bits; where stage.json allows that, they go on
     as Caffe does, with their data at row 0.  Raises it, too, if one cannot start again because it is finished.
     """
-    if hasattr(caffe, "ENGINE") and _go_on(caffe, members, found):
+    at = _go_on(caffe, members, found) if hasattr(caffe, "ENGINE") else None
+    for member in members:
+        for damage in dict.fromkeys(member.damages):
+            member.tell(f"{damage}; the stage " + ("starts again" if at is None else f"goes on from iteration {at}"))
+    if at is not None:
         return
     finished = [member.folder for member in members if os.path.exists(member.path("result.json"))]
     if finished:
@@ -96,15 +147,20 @@ def begin(caffe: Any, members: list[Member], found: dict[str, str]) -> None:
         member.start(caffe, found)
 
 
-def _go_on(caffe: Any, members: list[Member], found: dict[str, str]) -> bool:
-    """Restore all of the group from one iteration; whether there is such a one."""
-    iterations = set.intersection(*({iteration_of(state) for state in snapshots(member.folder)} for member in members))
-    if not iterations:
-        return False
+def _go_on(caffe: Any, members: list[Member], found: dict[str, str]) -> int | None:
+    """Restore all of the group from one iteration; which one, None if there is none."""
+    if not all(snapshots(member.folder) or os.path.exists(member.path("progress.json")) for member in members):
+        return None
     for member in members:
-        member.progress = read_json(member.path("progress.json"))
-    if any(member.progress.get("group", [member.stage["key"]]) != member.stage["group"] for member in members):
-        return False
+        try:
+            member.progress = read_sealed(member.path("progress.json"), *PROGRESS)
+        except Damaged as damage:
+            member.damages.append(str(damage))
+    if any(member.damages for member in members):
+        return None
+    iterations = set.intersection(*(member.iterations() for member in members))
+    if not iterations or any(member.progress.get("group", [member.stage["key"]]) != member.stage["group"] for member in members):
+        return None
     changes = [_changes(member.progress["environment"], found) for member in members]
     for member, changed in zip(members, changes):
         if changed and not member.stage["inexact"]:
@@ -114,10 +170,12 @@ def _go_on(caffe: Any, members: list[Member], found: dict[str, str]) -> bool:
     for iteration in sorted(iterations, reverse=True):
         if all(member.restore(caffe, iteration, exact=not inexact) for member in members):
             for member in members:
+                member.mend_log()
                 member.clock -= member.progress["wall_s"]
-                member.note(environment=found, resumed=member.progress["resumed"] + 1, inexact=member.progress["inexact"] or inexact)
-            return True
-    return False
+                member.note(environment=found, resumed=member.progress["resumed"] + 1, inexact=member.progress["inexact"] or inexact,
+                            inputs=member.inputs())
+            return iteration
+    return None
 
 
 def _changes(before: dict[str, str], found: dict[str, str]) -> list[str]:

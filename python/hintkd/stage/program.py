@@ -22,19 +22,25 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
 
 from hintkd.backend import environment, load_caffe
-from hintkd.errors import StageFailed, UserError
-from hintkd.files import read_json, write_json, written
+from hintkd.errors import Damaged, StageFailed, UserError
+from hintkd.files import read_sealed, sha256_of, write_json, write_sealed, written
 from hintkd.stage.group import KEPT, Member, begin, now, prune, remove, snapshot
 from hintkd.stage.log import START_LINE, parse
 
 FAILURE = "failure.json"                    # why the stage failed when it was last tried
+UNSIGNED = ("lock", "result.json", FAILURE)     # files whose digests a result does not hold
+AGAIN = "give the same command again, which writes it again"
+
+
+def silent(sentence: str) -> None:
+    """A listener that does not care."""
 
 
 def run(folder: str) -> dict[str, Any]:
@@ -46,25 +52,54 @@ def run(folder: str) -> dict[str, Any]:
     return run_together([folder])[0]
 
 
-def run_together(folders: Sequence[str]) -> list[dict[str, Any]]:
-    """The same for a group of stages, side by side."""
+def run_together(folders: Sequence[str], tell: Callable[[str], None] = silent) -> list[dict[str, Any]]:
+    """The same for a group of stages, side by side; `tell` gets a sentence for each file that is damaged, and what is done about it."""
     with ExitStack() as held:
         for folder in sorted(folders):
             lock = held.enter_context(open(os.path.join(folder, "lock"), "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-        results = [os.path.join(folder, "result.json") for folder in folders]
-        if not all(map(os.path.exists, results)):
-            stages = [read_json(os.path.join(folder, "stage.json")) for folder in folders]
+        results = [result_of(folder, tell) for folder in folders]
+        if not all(results):
+            stages = list(map(stage_of, folders))
             require_group(folders, stages)
             for folder in folders:
                 remove(os.path.join(folder, FAILURE))
             logs = [os.path.join(folder, "log.txt") for folder in folders]
             with output_to(logs[0]), ExitStack() as opened:
                 files = [opened.enter_context(open(log, "a", buffering=1, encoding="utf-8")) for log in logs]
-                contents = PROGRAMS[stages[0]["program"]](list(map(Member, folders, stages, files)))
-            for result, content in zip(results, contents):
-                write_json(result, content)
-        return list(map(read_json, results))
+                members = [Member(folder, stage, log, tell) for folder, stage, log in zip(folders, stages, files)]
+                contents = PROGRAMS[stages[0]["program"]](members)
+            for folder, content in zip(folders, contents):
+                write_sealed(os.path.join(folder, "result.json"), {**content, "digests": digests(folder)})
+            results = [result_of(folder, tell) for folder in folders]
+        return [result for result in results if result is not None]
+
+
+def result_of(folder: str, tell: Callable[[str], None]) -> dict[str, Any] | None:
+    """What a finished stage left; a damaged result is deleted, so that the stage goes on from its last snapshot."""
+    path = os.path.join(folder, "result.json")
+    if not os.path.exists(path):
+        return None
+    try:
+        return read_sealed(path)
+    except Damaged as damage:
+        tell(f"{damage}; the stage is taken up again")
+        os.remove(path)
+        return None
+
+
+def stage_of(folder: str) -> dict[str, Any]:
+    """The folder's stage.json.  Raises StageFailed if it is damaged."""
+    try:
+        return read_sealed(os.path.join(folder, "stage.json"), "key", "group", "program")
+    except Damaged as damage:
+        raise StageFailed(f"{damage}; {AGAIN}") from None
+
+
+def digests(folder: str) -> dict[str, str]:
+    """SHA-256 of each file that a finished stage leaves."""
+    return {name: sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))
+            if name not in UNSIGNED and not name.startswith(".") and os.path.isfile(os.path.join(folder, name))}
 
 
 def require_group(folders: Sequence[str], stages: list[dict[str, Any]]) -> None:
@@ -115,8 +150,8 @@ def train(caffe: Any, members: list[Member]) -> None:
         for member in members:
             require_finite(member.solver, member.folder)
         for member in members:
-            member.note(iteration=solver.iter)
             prune(member.folder, KEPT)
+            member.note(iteration=solver.iter)
     for member in members:                  # Caffe's own end of a run: the last snapshot, one more forward pass, one more test
         with member.turn():
             member.solver.solve()
@@ -166,7 +201,7 @@ def require_finite(solver: Any, folder: str) -> None:
     bad = [name for name, blob in blobs.items() if not np.isfinite(blob.data).all()]
     if bad:
         flush()
-        with open(os.path.join(folder, "log.txt")) as file:
+        with open(os.path.join(folder, "log.txt"), encoding="utf-8", errors="replace") as file:
             shown = [iteration for iteration, loss in parse(file.read()).loss if not np.isfinite(loss)]
         when = f"at iteration {shown[0]}" if shown else f"before iteration {solver.iter}"
         raise StageFailed(f"the training diverged {when}: {bad[0]} is not a finite number (see {folder}/log.txt)")
@@ -263,20 +298,30 @@ def output_to(path: str) -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------------------------------------- command
 
-def answer(folders: Sequence[str]) -> str | None:
+def answer(folders: Sequence[str], tell: Callable[[str], None]) -> str | None:
     """Run a folder or a group; the error, if any, as one sentence, which is also kept in the folders."""
     try:
-        run_together(folders)
+        run_together(folders, tell)
     except UserError as error:
         sentence = str(error)
     except Exception as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
-        kind = "" if type(error).__name__ == "CaffeError" else f"{type(error).__name__}: "
-        sentence = f"{kind}{error} (see {folders[0]}/log.txt)"
+        sentence = f"{words(error)} (see {folders[0]}/log.txt)"
     else:
         return None
     for folder in filter(os.path.isdir, folders):
         write_json(os.path.join(folder, FAILURE), sentence)
     return sentence
+
+
+def words(error: Exception) -> str:
+    """An error for people: what the engine says of its input as it is, anything else by its first line and where it came up."""
+    if any(kind.__name__ == "CaffeError" for kind in type(error).__mro__):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the memory is full: fewer --jobs or a smaller batch need less"
+    said = (str(error).strip().splitlines() or ["something went wrong that has no name"])[0]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said}, at {os.path.basename(where.filename)}:{where.lineno}"
 
 
 def die_with(parent: int) -> None:
@@ -291,7 +336,9 @@ def die_with(parent: int) -> None:
 def serve() -> None:
     """Answer each list of folders on standard input, until that is closed."""
     for line in sys.stdin:
-        print(json.dumps({"error": answer(json.loads(line))}), flush=True)
+        told: list[str] = []
+        error = answer(json.loads(line), told.append)
+        print(json.dumps({"error": error, "told": told}), flush=True)
 
 
 def main(arguments: list[str]) -> int:
@@ -302,10 +349,12 @@ def main(arguments: list[str]) -> int:
         die_with(int(arguments[1]))
         serve()
         return 0
-    answers = map(answer, [arguments[1:]] if arguments[0] == "--together" else [[folder] for folder in arguments])
-    errors = [error for error in answers if error]
+    def tell(sentence: str) -> None:
+        print(sentence, file=sys.stderr)
+    groups = [arguments[1:]] if arguments[0] == "--together" else [[folder] for folder in arguments]
+    errors = [error for error in (answer(group, tell) for group in groups) if error]
     for error in errors:
-        print(error, file=sys.stderr)
+        tell(error)
     return 1 if errors else 0
 
 

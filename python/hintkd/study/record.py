@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hintkd.errors import Damaged
 from hintkd.experiment import Experiment
-from hintkd.files import read_json, write_json
+from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed
 from hintkd.methods.stage import Stage
 from hintkd.run.keys import DATA_PATHS, Parts
-from hintkd.run.runner import Plan, Task, publish_weights
+from hintkd.run.runner import Plan, Task, publish_weights, whole_weights
 from hintkd.stage.log import Curve, parse
 
 SCHEMA = 1
@@ -50,16 +52,29 @@ class Run:
         return Path("runs/weights") / self.place
 
 
-def write(run: Run, plan: Plan) -> None:
-    """Write the record and the readable weights of a run whose stages are all finished; nothing is rewritten that stands there already."""
+def write(run: Run, plan: Plan, tell: Callable[[str], None]) -> None:
+    """Write the record and the readable weights of a run whose stages are all finished; what stands there already and is whole stays.
+
+    `tell` gets a sentence for each file that was there before and is missing or damaged now.
+    """
     tasks = [plan.task(stage) for stage in run.stages]
-    content = record(run, tasks, plan)
-    if run.record.exists():
-        known = read_json(run.record)
-        if [stage["key"] for stage in known.get("stages", [])] == [task.key for task in tasks] and known.get("schema") == SCHEMA:
-            return
-    publish_weights(tasks[-1], run.weights)
-    write_json(run.record, content)
+    published, known, damage = run.weights.with_name(run.weights.name + ".caffemodel").exists(), None, ""
+    try:
+        known = read_sealed(run.record, "schema", "stages")
+    except Damaged as error:
+        damage = str(error) if published or run.record.exists() else ""
+    is_new = known is None or not fits(known, tasks)
+    wrong = publish_weights(tasks[-1], run.weights)
+    for each in [damage] * bool(damage) + ([] if is_new else wrong):
+        tell(f"{each}; it is written again")
+    if is_new:
+        write_sealed(run.record, record(run, tasks, plan))
+
+
+def fits(known: dict[str, Any], tasks: list[Task]) -> bool:
+    """Whether a record that stands there is what these tasks give."""
+    stages = [(task.key, task.result()["outputs"]) for task in tasks]
+    return known["schema"] == SCHEMA and [(stage.get("key"), stage.get("last")) for stage in known["stages"]] == stages
 
 
 def record(run: Run, tasks: list[Task], plan: Plan) -> dict[str, Any]:
@@ -71,8 +86,8 @@ def record(run: Run, tasks: list[Task], plan: Plan) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "table": x.table, "method": x.method, "net": x.net, "repeat": run.repeat, "scale": x.scale, "seed": x.seed,
         "options": x.options.as_dict(), "choices": choices(x), "metric": "accuracy",
-        "last": last["last"], "best": {name: best(name, [*curve, (last["iterations"], last["last"][name])])
-                                       for name, curve in last["test"].items() if name in last["last"]},
+        "last": last["last"], "best": {name: best(name, [*last["test"].get(name, []), (last["iterations"], value)])
+                                       for name, value in last["last"].items()},
         "iterations": [stage["iterations"] for stage in stages], "wall_s": sum(stage["wall_s"] for stage in stages),
         "stages": stages, "provenance": provenance(plan, tasks, result),
         "scaled_from": {name: value for name, value in dataclasses.asdict(x.schedule).items() if name.endswith("iterations")},
@@ -80,12 +95,14 @@ def record(run: Run, tasks: list[Task], plan: Plan) -> dict[str, Any]:
 
 
 def stage_record(task: Task) -> dict[str, Any]:
-    """What a finished stage's log and result say."""
-    log, result = parse((task.folder / "log.txt").read_text(errors="replace")), task.result()
+    """What a finished stage's log and result say; without the log that belongs to the result there are no curves."""
+    result = task.result()
+    path, digests = task.folder / "log.txt", result.get("digests")
+    log = parse(path.read_text(errors="replace") if digests is None or is_whole(path, digests.get(path.name, "")) else "")
     return {"title": task.stage.title, "key": task.key, "iterations": result["iterations"], "wall_s": result["wall_s"],
             "random_seed": task.stage.solver.random_seed, "resumed": result["resumed"], "inexact": result["inexact"],
             "together": result.get("together", 1), "lr": changes(log.lr), "loss": log.loss, "train": log.train, "test": log.test,
-            "last": result["outputs"], "weights": str(task.weights)}
+            "last": result["outputs"], "weights": str(task.weights), "weights_sha256": sha256_of(whole_weights(task))}
 
 
 def changes(curve: Curve) -> Curve:

@@ -5,11 +5,12 @@ done of it.  The demo is a request like any other.  What a table is stands in ta
 """
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ from rich.table import Column
 from rich.table import Table as Grid
 
 from hintkd import backend
-from hintkd.errors import UserError
-from hintkd.files import read_json, write_file, write_json
+from hintkd.errors import Damaged, UserError
+from hintkd.files import fault, is_whole, read_sealed, write_file, write_sealed
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
 from hintkd.results.verdicts import ensemble_accuracy
 from hintkd.run.cluster import Cluster
+from hintkd.run.digests import restore_descriptions
 from hintkd.run.estimate import Estimate, estimate
 from hintkd.run.executor import Interpreter, LocalExecutor
 from hintkd.run.keys import Setting
-from hintkd.run.progress import Bars, clock
+from hintkd.run.mend import mend
+from hintkd.run.progress import Bars, clock, warn
 from hintkd.run.runner import Plan, Runner, Task
 from hintkd.study import record
 from hintkd.study.record import Run
@@ -123,10 +126,17 @@ class Request:
         """Whether the table is one that `find_table` knows, unchanged."""
         return self.table.name in table_names() and find_table(self.table.name) == self.table
 
-    def save(self, used: Resources, keys: dict[str, str]) -> None:
+    def save(self, used: Resources, keys: dict[str, str], tell: Callable[[str], None]) -> None:
         """Keep it in runs/requests with the keys its stages have now, by `stage_name`; what was asked for before stays asked for."""
-        path = REQUESTS / f"{self.name}.json"
-        before: dict[str, Any] = read_json(path) if path.exists() else {"repeats": 1, "methods": [], "nets": [], "keys": {}}
+        path, table = REQUESTS / f"{self.name}.json", self.table.dump()
+        before: dict[str, Any] = {"repeats": 1, "methods": [], "nets": [], "keys": {}}
+        try:
+            before = read_sealed(path, *before)
+            if not is_whole(path.with_suffix(".yaml"), before.get("table_sha256", "")) and "table_sha256" in before:
+                tell(f"{path.with_suffix('.yaml')} {fault(path.with_suffix('.yaml'))}; it is written again")
+        except Damaged as damage:
+            if path.exists() or path.with_suffix(".yaml").exists():
+                tell(f"{damage}; it is written again, with what is asked for now alone")
 
         def joined(old: list[Any] | None, new: tuple[Any, ...] | None) -> list[Any] | None:
             return None if old is None or new is None else sorted({*old, *new})
@@ -135,23 +145,28 @@ class Request:
                    "methods": joined(before["methods"], self.methods), "nets": joined(before["nets"], self.nets), "seed": self.seed,
                    "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
                    "precision": used.setting.precision, "together": used.setting.together,
-                   "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys}}
-        if content != before:
-            write_file(path.with_suffix(".yaml"), self.table.dump())
-            write_json(path, content)
+                   "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys},
+                   "table_sha256": sha256(table.encode()).hexdigest()}
+        if content != before or not is_whole(path.with_suffix(".yaml"), content["table_sha256"]):
+            write_file(path.with_suffix(".yaml"), table)
+            write_sealed(path, content)
 
 
 def load_request(path: Path) -> tuple[Request, Resources, dict[str, str]]:
-    """A request that was saved, what it is run with now, and the keys its stages had.  Raises UserError if the file is damaged."""
+    """A request that was saved, what it is run with now, and the keys its stages had.  Raises Damaged if a file of it is."""
+    again = "delete it, and run `hintkd reproduce` to have it written again"
+    table = path.with_suffix(".yaml")
     try:
-        content = json.loads(path.read_text())
-        methods, nets = (content[name] and tuple(content[name]) for name in ("methods", "nets"))
-        request = Request(load_table(path.with_suffix(".yaml")), content["scale"], content["repeats"], methods, nets, content["seed"])
-        used = resources(content["backend"], content["caffe_python"], content["device"], content["threads"],
-                         precision=content.get("precision", "fp32"), together=content.get("together", 1))
-        return request, used, content["keys"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; delete it, and run `hintkd reproduce` to have it written again") from None
+        content = read_sealed(path, "scale", "repeats", "methods", "nets", "seed", "backend", "caffe_python", "device", "threads", "keys")
+    except Damaged as damage:
+        raise Damaged(f"{damage}; {again}") from None
+    if not is_whole(table, content.get("table_sha256", "")) and "table_sha256" in content:
+        raise Damaged(f"{table} {fault(table)}; {again}")
+    methods, nets = (content[name] and tuple(content[name]) for name in ("methods", "nets"))
+    request = Request(load_table(table), content["scale"], content["repeats"], methods, nets, content["seed"])
+    used = resources(content["backend"], content["caffe_python"], content["device"], content["threads"],
+                     precision=content.get("precision", "fp32"), together=content.get("together", 1))
+    return request, used, content["keys"]
 
 
 def stage_name(run: Run, index: int, net: bool = True) -> str:
@@ -183,13 +198,17 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     Says before what it will take.  With `dry_run` it lists the stages and stops.
     """
     runs = request.runs()
-    plan = Plan([stage for run in runs for stage in run.stages], used.setting)
+    stages, tell = [stage for run in runs for stage in run.stages], partial(warn, console)
+    if not dry_run:
+        restore_descriptions(stages, tell)
+    plan = Plan(stages, used.setting)
     named = labels(runs, plan)
+    mend(plan, tell, repair=not dry_run)
     todo = plan.unfinished()
     console.print(f"{request.table.title}: {len(plan.tasks)} stages, {len(plan.tasks) - len(todo)} of them finished", highlight=False)
     failures: dict[str, str] = {}
     if not dry_run:
-        request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)})
+        request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)}, tell)
     if todo:
         with used.executor() as executor:
             with console.status("measuring a few iterations of each net"):
@@ -201,43 +220,50 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
             if dry_run:
                 return False
             with Bars(console, lambda task: named[task.key], cost.of) as bars:
-                runner = Runner(executor, used.interpreter, bars, cost.of, lambda task: keep(request, runs, plan, task),
+                runner = Runner(executor, used.interpreter, bars, cost.of, lambda task: keep(request, runs, plan, tell, task),
                                 used.device_id, used.inexact)
                 runner.run(plan)
         failures = runner.failures
-    keep(request, runs, plan)
+    keep(request, runs, plan, tell)
     for run in runs:
         lost = next((failures[key] for key in map(plan.keys.key, run.stages) if key in failures), None)
         if lost and run.experiment.method != TEACHER:
-            console.print(f"{run.experiment.method} net{run.experiment.net} is not done: {lost}", highlight=False, soft_wrap=True)
+            console.print(f"{run.experiment.method} net{run.experiment.net} is not done: {lost}", markup=False, highlight=False,
+                          soft_wrap=True)
     return not failures
 
 
-def keep(request: Request, runs: list[Run], plan: Plan, task: Task | None = None) -> None:
+def keep(request: Request, runs: list[Run], plan: Plan, tell: Callable[[str], None], task: Task | None = None) -> None:
     """Write the records of the runs that are finished: of those that `task` belongs to, or of all."""
     done = [run for run in runs if all(plan.task(stage).is_finished for stage in run.stages)]
     if done and not request.is_papers:
         write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump())
     for run in done:
         if task is None or task.stage in run.stages:
-            record.write(run, plan)
+            record.write(run, plan, tell)
     if task is None:
         for method in dict.fromkeys(run.experiment.method for run in done):
-            keep_ensemble([run for run in done if run.experiment.method == method and run.repeat == 1], plan)
+            keep_ensemble([run for run in done if run.experiment.method == method and run.repeat == 1], plan, tell)
 
 
-def keep_ensemble(runs: list[Run], plan: Plan) -> None:
+def keep_ensemble(runs: list[Run], plan: Plan, tell: Callable[[str], None]) -> None:
     """Write the accuracy of a method's nets together, the mean of their class probabilities, beside their records."""
     if len(runs) < 2:
         return
-    found = [np.load(plan.task(run.stages[-1]).folder / "predictions.npz") for run in runs]
+    found = [plan.task(run.stages[-1]).predictions() for run in runs]
     scores = [each["scores"].reshape(len(each["scores"]), -1).astype(np.float64) for each in found]
     powers = [np.exp(each - each.max(axis=1, keepdims=True)) for each in scores]
     accuracy = ensemble_accuracy([p / p.sum(axis=1, keepdims=True) for p in powers], found[0]["labels"].reshape(-1).astype(int))
     content = {"ensemble": accuracy, "nets": [run.experiment.net for run in runs]}
     path = runs[0].record.with_name("ensemble.json")
-    if not path.exists() or read_json(path) != content:
-        write_json(path, content)
+    try:
+        known = read_sealed(path)
+    except Damaged as damage:
+        known = None
+        if path.exists():
+            tell(f"{damage}; it is written again")
+    if known != content:
+        write_sealed(path, content)
 
 
 def listing(plan: Plan, named: dict[str, str], cost: Estimate) -> Grid:

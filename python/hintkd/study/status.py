@@ -14,10 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from hintkd.errors import UserError
-from hintkd.files import read_json
+from hintkd.errors import Damaged, UserError
+from hintkd.files import fault, read_json, read_sealed
 from hintkd.run.earlier import read_key, translated
 from hintkd.run.keys import differences
+from hintkd.run.progress import warn
 from hintkd.run.runner import STAGES, Plan, Task
 from hintkd.stage.program import FAILURE
 from hintkd.study.reproduce import REQUESTS, Request, labels, load_request, stage_name
@@ -27,7 +28,7 @@ SHOWN = 4                                   # differences that are listed
 
 @dataclass(frozen=True)
 class State:
-    """Of one stage: finished, running, failed, begun, waiting or changed, and what there is to say of it."""
+    """Of one stage: finished, damaged, running, failed, begun, waiting or changed, and what there is to say of it."""
     name: str
     state: str
     detail: str = ""
@@ -40,7 +41,11 @@ def show(console: Console, table: str | None = None) -> None:
         what = f"{table} was not" if table else "nothing was"
         raise UserError(f"{what} asked for in {Path.cwd()}: start with `hintkd reproduce {table or 'TABLE'}`")
     for path in paths:
-        request, found = look(path)
+        try:
+            request, found = look(path)
+        except Damaged as damage:
+            warn(console, str(damage))
+            continue
         finished = sum(state.state == "finished" for state in found)
         console.print(f"{request.name}: {finished} of {len(found)} stages finished", highlight=False)
         grid = Grid("stage", "state", "", box=None, pad_edge=False)
@@ -62,16 +67,18 @@ def states(plan: Plan, named: dict[str, str], before: dict[str, str | None]) -> 
     """The state of every task; `before` has the keys that they had when they were asked for, by the keys they have now."""
     for task in plan.tasks.values():
         name, old = named[task.key], before.get(task.key)
-        if task.is_finished:
-            yield State(name, "finished")
-        elif is_running(task):
+        if is_running(task):
             yield State(name, "running", at(task))
+        elif damage := what_is_damaged(task):
+            yield State(name, "damaged", damage)
+        elif task.is_finished:
+            yield State(name, "finished")
         elif (failure := task.folder / FAILURE).exists():
-            yield State(name, "failed", read_json(failure))
+            yield State(name, "failed", why(failure))
         elif at(task):
             yield State(name, "begun", at(task))
-        elif old and old != task.key and (why := what_changed(plan, task, old)):
-            yield State(name, "changed", why)
+        elif old and old != task.key and (changed := what_changed(plan, task, old)):
+            yield State(name, "changed", changed)
         else:
             yield State(name, "waiting")
 
@@ -86,10 +93,28 @@ def is_running(task: Task) -> bool:
     return False
 
 
+def what_is_damaged(task: Task) -> str:
+    """What `hintkd reproduce` would mend of a finished stage, as far as it is seen without reading all; "" if nothing."""
+    if (task.folder / "result.json").exists():
+        try:
+            task.result()
+        except Damaged as damage:
+            return str(damage)
+    return ""
+
+
+def why(failure: Path) -> str:
+    """The sentence of a failed stage."""
+    try:
+        return str(read_json(failure))
+    except (OSError, ValueError, RecursionError):
+        return f"{failure} {fault(failure)}"
+
+
 def at(task: Task) -> str:
     """How far a task is by its last snapshot; "" if it has not begun."""
-    with suppress(FileNotFoundError, ValueError, KeyError):
-        return f"{read_json(task.folder / 'progress.json')['iteration']:,} of {task.iterations:,} iterations"
+    with suppress(Damaged):
+        return f"{read_sealed(task.folder / 'progress.json', 'iteration')['iteration']:,} of {task.iterations:,} iterations"
     return ""
 
 

@@ -28,6 +28,7 @@ from pydantic import (
 
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
+from hintkd.files import read_sealed
 from hintkd.methods.hint_2019 import METHODS
 from hintkd.seeds import TABLE_SEEDS
 from hintkd.study.claims import ClaimField
@@ -267,7 +268,7 @@ def dataset_in(folder: Path, like: Dataset) -> Dataset:
         if not (folder / part).is_dir():
             raise UserError(f"{folder} has no {part}: name a folder that holds train_lmdb and test_lmdb")
     facts = folder / "dataset.json"
-    same = facts.is_file() and json.loads(facts.read_text()).get("name") == like.name
+    same = facts.is_file() and read_sealed(facts).get("name") == like.name
     known = {field: getattr(like, field) for field in ("train_lmdb", "test_lmdb", "train_mean", "test_mean")}
     paths: dict[str, Any] = {field: str(folder / Path(path).name) for field, path in known.items() if path}
     return dataclasses.replace(like, name=like.name if same else folder.resolve().name, **paths)

@@ -16,7 +16,9 @@ from data_prep.digits import read_digits
 from data_prep.mnist import read_mnist
 from data_prep.split import Progress, Split, silent
 from data_prep.write import FORMAT, storage_errors, write_dataset
+from hintkd import limits
 from hintkd.errors import UserError
+from hintkd.files import new_folder
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def prepare(dataset: str, out: str | os.PathLike[str] = "data", source: str | os
     if dataset not in RECIPES:
         near = difflib.get_close_matches(dataset, RECIPES, n=1)
         raise UserError(f"unknown data set '{dataset}'" + (f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(RECIPES)}"))
+    limits.require("--seed", seed, limits.SHUFFLE)
     recipe, out = RECIPES[dataset], Path(out)
     if source is not None and not recipe.files:
         raise UserError(f"{dataset} comes with scikit-learn and is not read from files; leave --from away")
@@ -84,8 +87,9 @@ def _read(recipe: Recipe, out: Path, source: str | os.PathLike[str] | None, prog
     if source is not None:
         return recipe.read(Path(source))
     downloads = out / "downloads"
-    for file in recipe.files:
-        sources.fetch(file, downloads, progress)
+    with new_folder(downloads):
+        for file in recipe.files:
+            sources.fetch(file, downloads, progress)
     return recipe.read(downloads)
 
 
@@ -124,13 +128,13 @@ def is_ours(folder: Path) -> bool:
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Hold the folder `out` for this process; the lock ends with it, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with new_folder(out):
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing data in {out}; wait until it is done") from None
-        yield
-    finally:
-        os.close(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is preparing data in {out}; wait until it is done") from None
+            yield
+        finally:
+            os.close(descriptor)

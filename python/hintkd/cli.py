@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -19,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from hintkd import limits
 from hintkd.errors import UserError
 from hintkd.experiment import Options
 from hintkd.methods.choices import OPEN_OPTIONS
@@ -28,7 +31,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console()
 Command = TypeVar("Command", bound=Callable[..., None])
 T = TypeVar("T")
-INTERRUPTED = 130                                            # exit status after Ctrl-C, as a shell has it
+INTERRUPTED, TERMINATED = 130, 143                           # exit status after Ctrl-C and SIGTERM, as a shell has it
 
 Jobs = Annotated[int | None, typer.Option(help="Stages side by side; default: as many as the cores allow.", show_default=False)]
 Widths = Annotated[str, typer.Option(help="Channels of the three stacks, such as 16,32,64.")]
@@ -52,26 +55,40 @@ def with_options(command: Command) -> Command:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, with the label term's temperature as a number where it is one."""
+    """The options that were given, with the label term's temperature as a number where it is one.  Raises UserError naming the flag."""
     found = {name: value for name, value in options.items() if value is not None}
-    if found.get("label_tau", "").isdigit():
+    if re.fullmatch("[0-9]{1,9}", found.get("label_tau", "")):
         found["label_tau"] = int(found["label_tau"])
+    for name, value in found.items():
+        if name in limits.NUMBERS:
+            limits.require("--" + name.replace("_", "-"), value, limits.NUMBERS[name])
     return found
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:
-    """1,2,3 as numbers.  Raises UserError naming the flag."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{flag} {text}: give whole numbers with commas between them, such as 1,2,3") from None
+    """1,2,3 as numbers, each once.  Raises UserError naming the flag."""
+    if not re.fullmatch("-?[0-9]{1,30}(,-?[0-9]{1,30})*", text):
+        raise UserError(f"{flag} {limits.shown(text)}: give whole numbers with commas between them, such as 1,2,3")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def names(flag: str, text: str) -> tuple[str, ...]:
+    """a,b,c as names, each once.  Raises UserError naming the flag."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(found):
+        raise UserError(f"{flag} {limits.shown(text)}: give names with commas between them")
+    return found
 
 
 def three(flag: str, text: str) -> tuple[int, int, int]:
-    found = numbers(flag, text)
-    if len(found) != 3:
-        raise UserError(f"{flag} {text}: give three channel counts, such as 16,32,64")
-    return found[0], found[1], found[2]
+    """Channel counts of three stacks.  Raises UserError naming the flag."""
+    found = re.fullmatch("([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})", text)
+    if not found:
+        raise UserError(f"{flag} {limits.shown(text)}: give three channel counts, such as 16,32,64")
+    counts = int(found[1]), int(found[2]), int(found[3])
+    for count in counts:
+        limits.require(flag, count, limits.NUMBERS["widths"])
+    return counts
 
 
 def bar(items: Iterable[T], description: str, total: int | None, /) -> Iterable[T]:
@@ -107,11 +124,11 @@ def generate(
     **options: Any,
 ) -> None:
     """Write the prototxts of every stage, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
-    from hintkd.methods.generate import generate as write
-    experiments = table_experiments(table, options) if table else [one_experiment(
+    from hintkd.methods.generate import generate_all as write
+    experiments = table_experiments(table, options) if table is not None else [one_experiment(
         dataset, method, teacher_depth, student_depth, three("--teacher-widths", teacher_widths), three("--student-widths", student_widths),
         regressor, net, options)]
-    files = list(dict.fromkeys(file for x in experiments for file in write(x, out)))
+    files = write(experiments, out)
     console.print(f"{len(files)} prototxts in {out / 'prototxt'} and {out / 'solvers'}", highlight=False, soft_wrap=True)
 
 
@@ -127,7 +144,10 @@ def one_experiment(dataset: str, method: str, teacher_depth: int, student_depth:
     from hintkd.study.table import near
     for flag, name, known in (("--dataset", dataset, list(SCHEDULES)), ("--method", method, list(METHODS))):
         if name not in known:
-            raise UserError(f"{flag} {name}: unknown; {near(name, known)}")
+            raise UserError(f"{flag} {limits.shown(name)}: unknown; {near(name, known)}")
+    for flag, value, allowed in (("--teacher-depth", teacher_depth, limits.NUMBERS["depth"]), ("--net", net, limits.NET),
+                                 ("--student-depth", student_depth, limits.NUMBERS["depth"])):
+        limits.require(flag, value, allowed)
     teacher = DATASETS["digits-teacher"] if dataset == "digits" else None
     return Experiment(method=method, dataset=DATASETS[dataset], student=ResNet(student_depth, student_widths), net=net,
                       teacher=ResNet(teacher_depth, teacher_widths), teacher_dataset=teacher, table=f"{dataset}/{method}",
@@ -179,13 +199,21 @@ def reproduce(
     **options: Any,
 ) -> None:
     """Train what a table needs, resuming what was begun, and compare with what was published."""
+    from hintkd.backend import read_net, read_weights
     from hintkd.study.reproduce import Request, resources
     from hintkd.study.reproduce import reproduce as run
     from hintkd.study.table import find_table
+    for flag, depth in (("--teacher-depth", teacher_depth), ("--student-depth", student_depth)):
+        limits.require(flag, 8 if depth is None else depth, limits.NUMBERS["depth"])
+    for flag, file, read in (("--teacher-weights", teacher_weights, read_weights), ("--teacher-prototxt", teacher_prototxt, read_net)):
+        if file is not None:
+            if not file.is_file():
+                raise UserError(f"{flag} {file}: there is no such file")
+            read(file)
     changed = find_table(table).changed(teacher_depth=teacher_depth, student_depth=student_depth, teacher_weights=teacher_weights,
                                         teacher_prototxt=teacher_prototxt, data=data, options=given(options))
-    chosen = tuple(methods.split(",")) if methods else None
-    request = Request(changed, scale, repeats, chosen, numbers("--nets", nets) if nets else None, seed)
+    request = Request(changed, scale, repeats, None if methods is None else names("--methods", methods),
+                      None if nets is None else numbers("--nets", nets), seed)
     done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact, precision, together, scheduler), console, dry_run)
     if not dry_run:
         finish(done, request.name, Path.cwd())
@@ -222,27 +250,43 @@ def finish(done: bool, name: str, here: Path) -> None:
         raise typer.Exit(1)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status: 0, 1 if stages failed, 2 for what the user can mend, 130 when interrupted."""
+    """The command; returns its exit status: 0, 1 if stages failed, 2 for what the user can mend, 130 or 143 when it was stopped."""
+    ended_by: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        ended_by.append(number)
+        raise Terminated
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        status = app(arguments, standalone_mode=False) or 0
+        if any("\0" in argument for argument in arguments or ()):
+            raise UserError("an argument holds a character that no file's name can have")
+        status = app(arguments, prog_name="hintkd", standalone_mode=False) or 0
     except UserError as error:
         return complain(str(error))
     except OSError as error:                                 # a full disk, a folder that may not be written
-        return complain(f"{error.filename or 'writing failed'}: {error.strerror}")
+        return complain(f"{error.filename or 'writing failed'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
+        status = TERMINATED if ended_by else INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):             # a usage error, whichever click typer brings
             raise
         return complain(error.format_message())
-    if status == INTERRUPTED:
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if status in (INTERRUPTED, TERMINATED):
         print("hintkd: stopped; the same command goes on from the last snapshots", file=sys.stderr)
     return status
 
 
 def complain(sentence: str) -> int:
-    print(f"hintkd: {sentence}", file=sys.stderr)
+    """Print a sentence on one line, whatever names are in it and however long they are."""
+    short = re.sub(r"\S{300,}", lambda found: f"{found[0][:60]}...", " ".join(sentence.split()))
+    print("hintkd: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in short), file=sys.stderr)
     return 2
 
 

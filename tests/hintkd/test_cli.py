@@ -19,6 +19,7 @@ import pytest
 import torchcaffe
 from hintkd import cli
 from hintkd.experiment import Options
+from hintkd.files import read_sealed, write_sealed
 from hintkd.study.reproduce import Request
 
 PYTHON = Path(cli.__file__).parents[1]
@@ -85,12 +86,12 @@ def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: 
     (["reproduce", "table3"], "data/mnist/train_lmdb is missing: prepare the data set first, with `hintkd prepare mnist`"),
     (["reproduce", "demo", "--methods", "hint-dk"], "demo has no row 'hint-dk'; did you mean 'hint-kd'?"),
     (["reproduce", "demo", "--nets", "one"], "--nets one: give whole numbers"),
-    (["reproduce", "demo", "--nets", "0"], "--nets at least 1"),
-    (["reproduce", "demo", "--scale", "0"], "--scale must be above 0"),
+    (["reproduce", "demo", "--nets", "0"], "--nets 0: give a whole number from 1 to 3"),
+    (["reproduce", "demo", "--scale", "0"], "--scale 0.0: give a number from 0.0001 to 100"),
     (["reproduce", "demo", "--scale", "half"], "'--scale'"),
     (["reproduce", "demo", "--repeats", "0"], "--repeats"),
-    (["reproduce", "demo", "--jobs", "0"], "--jobs and --together must be at least 1"),
-    (["reproduce", "demo", "--together", "0"], "--together must be at least 1"),
+    (["reproduce", "demo", "--jobs", "0"], "--jobs 0: give a whole number from 1 to 256"),
+    (["reproduce", "demo", "--together", "0"], "--together 0: give a whole number from 1 to 64"),
     (["reproduce", "demo", "--precision", "fp16"], "--precision fp16: choose one of fp32, tf32, bf16"),
     (["reproduce", "demo", "--precision", "tf32", "--device", "cpu"], "--precision tf32: only a GPU has it"),
     (["reproduce", "demo", "--backend", "caffe", "--caffe-python", "x", "--precision", "bf16"], "--precision bf16: a real Caffe cannot"),
@@ -101,10 +102,10 @@ def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: 
     (["reproduce", "demo", "--backend", "caffe", "--caffe-python", "nowhere/python"], "--caffe-python nowhere/python: No such file"),
     (["reproduce", "demo", "--caffe-python", "python"], "give both or neither"),
     (["reproduce", "demo", "--teacher-depth", "21"], "a ResNet of depth 21 does not exist"),
-    (["reproduce", "demo", "--teacher-weights", "nowhere.caffemodel", "--methods", "kd"], "nowhere.caffemodel: No such file"),
-    (["reproduce", "demo", "--teacher-prototxt", "t.prototxt"], "prototxt was given without its weights"),
+    (["reproduce", "demo", "--teacher-weights", "nowhere.caffemodel", "--methods", "kd"], "--teacher-weights nowhere.caffemodel: there is no such file"),
+    (["reproduce", "demo", "--teacher-prototxt", "t.prototxt"], "--teacher-prototxt t.prototxt: there is no such file"),
     (["reproduce", "demo", "--shortcut", "C"], "shortcut is 'C'; it must be one of 'A', 'B'"),
-    (["reproduce", "demo", "--label-tau", "two"], "label_tau is 'two'"),
+    (["reproduce", "demo", "--label-tau", "two"], "options.label_tau: two will not do; choose one of 1, tau"),
     (["reproduce", "demo", "--data", "nowhere"], "nowhere has no train_lmdb"),
     (["reproduce", "demo", "--bogus"], "--bogus"),
     (["reproduce"], "Missing argument"),
@@ -168,7 +169,7 @@ def test_a_table_is_trained_and_recorded(trained: Path) -> None:
     assert "4 stages, 0 of them finished" in out and "[4/4]" in out and "report" in out
     record = json.loads((trained / "results/measured/demo-scale0.01/hint-kd/net2.json").read_text())
     assert set(record) == {"schema", "table", "method", "net", "repeat", "scale", "seed", "options", "choices", "metric", "last", "best",
-                           "iterations", "wall_s", "stages", "provenance", "scaled_from"}
+                           "iterations", "wall_s", "stages", "provenance", "scaled_from", "sha256"}
     assert (record["table"], record["method"], record["net"], record["scale"], record["iterations"]) == ("demo", "hint-kd", 2, 0.01, [9, 6])
     assert [stage["title"] for stage in record["stages"]] == ["hint", "kd"]
     kd = record["stages"][1]
@@ -215,7 +216,7 @@ def test_status_says_what_is_finished_and_why_it_would_run_again(trained: Path, 
     facts = Path("data/digits/dataset.json")
     before = facts.read_text()
     try:
-        facts.write_text(json.dumps({**json.loads(before), "fingerprint": "another"}))
+        write_sealed(facts, {**read_sealed(facts), "fingerprint": "another"})
         _, out, _ = run(capsys, "status")
     finally:
         facts.write_text(before)
@@ -271,7 +272,7 @@ def test_a_stage_that_fails_is_told_and_the_rest_is_done(trained: Path, monkeypa
     table.write_text(json.dumps({
         "title": "Mine", "source": "nobody", "dataset": "digits", "student": {"depth": 8, "widths": [2, 2, 2]},
         "teacher": {"depth": 8, "widths": [2, 2, 2]}, "nets": 1, "rows": [{"method": "kd"}, {"method": "hint-kd"}],
-        "schedule": {"iterations": 8, "teacher_iterations": 8, "hint_iterations": 8, "hint_lr": 1e30}}))
+        "schedule": {"iterations": 8, "teacher_iterations": 8, "hint_iterations": 8, "hint_lr": 1000}}))
     status, out, _ = run(capsys, "reproduce", "mine.yaml", "--device", "cpu")
     assert status == 1
     assert "hint-kd net1 is not done: the training diverged at iteration" in out

@@ -47,7 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
         patch.setattr(hint_2019, "solver", with_snapshots)
         patch.setattr(cli, "finish", lambda *arguments: None)
         patch.setattr(reproduce, "LocalExecutor", lambda jobs: contextlib.nullcontext(pool))
-        patch.setattr(reproduce, "estimate", lambda *arguments: Estimate({}, 0.0, 0))
+        patch.setattr(reproduce, "estimate", lambda *arguments: Estimate({}, 0.0, 2, 0))
         Path("mine.yaml").write_text(json.dumps(TABLE))
         assert cli.main(["prepare", "digits"]) == 0
         assert cli.main(COMMAND) == 0

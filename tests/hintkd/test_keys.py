@@ -180,10 +180,12 @@ def test_a_description_that_is_gone_does_not_give_another_key(workspace: Path) -
 
 
 def change(path: Path) -> None:
-    """Flip one bit of a record's pixels."""
-    content = bytearray(path.read_bytes())
-    at = content.index(caffe_pb2.Datum(channels=1, height=8, width=8).SerializeToString()) + 30
-    content[at] ^= 1
+    """Flip a bit of the pixels of every record; where one lies, older copies of it may lie, too."""
+    content, head = bytearray(path.read_bytes()), caffe_pb2.Datum(channels=1, height=8, width=8).SerializeToString()
+    at = content.find(head)
+    while at >= 0:
+        content[at + 30] ^= 1
+        at = content.find(head, at + 1)
     path.write_bytes(content)
 
 

@@ -189,7 +189,7 @@ def test_a_table_is_read_back_as_it_was_written(name, tmp_path):
     ({"rows": [{"method": "hint-kdd"}]}, "rows[0].method: 'hint-kdd' is not a method; did you mean 'hint-kd'?"),
     ({"rows": [{"method": "kd"}, {"method": "kd"}]}, "rows[1].method: 'kd' is there already"),
     ({"rows": [{"method": "kd", "published": [1, 2]}]}, "rows[0].published: 2 values for 3 nets; give one for each"),
-    ({"rows": [{"method": "kd", "published": [1, 2, 300]}]}, "rows[0].published[2]: Input should be less than or equal to 100"),
+    ({"rows": [{"method": "kd", "published": [1, 2, 300]}]}, "rows[0].published[2]: 300 will not do; give a number from 0 to 100"),
     ({"schedule": {"iteration": 3}}, "schedule.iteration: unknown field; did you mean 'iterations'?"),
     ({"options": {"shortcutt": "B"}}, "options.shortcutt: unknown field; did you mean 'shortcut'?"),
     ({"options": {"shortcut": "C"}}, "shortcut is 'C'; it must be one of 'A', 'B'"),

@@ -10,6 +10,7 @@ What a stage is stands in stage.py.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hintkd.backend import write_text
@@ -23,11 +24,23 @@ _COMMAND = "# From the repository's root, with PYTHONPATH=python where hintkd is
 
 
 def generate(x: Experiment, root: Path = Path()) -> list[Path]:
-    """Write every stage of the experiment, the teacher's included, under `root`; returns the files, nets and solvers in turn.
+    """Write every stage of an experiment as generate_all does."""
+    return generate_all([x], root)
 
-    A file with the right content is left alone, and every other one is replaced at once or not at all.
+
+def generate_all(experiments: Iterable[Experiment], root: Path = Path()) -> list[Path]:
+    """Write every stage of the experiments, the teachers' included, under `root`; returns the files, nets and solvers in turn.
+
+    A file with the right content is left alone, and every other one is replaced at once or not at all.  Nothing is written before all of
+    the experiments have their stages.
     """
-    places, files = _places(x), []
+    texts = {path: text for x in experiments for path, text in _texts(x).items()}
+    return [_write(root / path, text) for path, text in texts.items()]
+
+
+def _texts(x: Experiment) -> dict[str, str]:
+    """Path under the root and content of every file of an experiment."""
+    places, texts = _places(x), dict[str, str]()
     for stage, place in places.items():
         message = type(stage.solver)()
         message.CopyFrom(stage.solver)
@@ -37,8 +50,8 @@ def generate(x: Experiment, root: Path = Path()) -> list[Path]:
         head = _HEAD + _COMMAND.format(solver, " --weights=FILE,..." if weights else "")
         for w, file in weights:
             head += f"# Weights: {file}" + (f", with \"{w.prefix}\" put before every layer's name" if w.prefix else "") + "\n"
-        files += [_write(root / message.net, _HEAD + write_text(stage.net)), _write(root / solver, head + write_text(message))]
-    return files
+        texts |= {message.net: _HEAD + write_text(stage.net), solver: head + write_text(message)}
+    return texts
 
 
 def _places(x: Experiment) -> dict[Stage, str]:

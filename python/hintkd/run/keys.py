@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from hintkd.errors import UserError
@@ -175,6 +176,8 @@ def file_digest(path: Path | str) -> str:
     """SHA-256 of a file's content.  Raises UserError if it cannot be read."""
     try:
         status = os.stat(path)
+        if not S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a file; name one that can be read")
         return _digest_of(str(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name a file that can be read") from None

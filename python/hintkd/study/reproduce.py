@@ -5,7 +5,7 @@ done of it.  The demo is a request like any other.  What a table is stands in ta
 """
 from __future__ import annotations
 
-import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.table import Table as Grid
 
-from hintkd import backend
+from hintkd import backend, limits
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, write_file, write_sealed
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
@@ -37,6 +37,7 @@ from hintkd.study.record import Run
 from hintkd.study.table import TEACHER, Table, find_table, load_table, table_names
 
 REQUESTS = Path("runs/requests")            # relative to the workspace, which is the current directory
+MOST_CORES = 256                            # of a machine elsewhere
 GPU_JOBS = 2                                # stages side by side on a GPU: these nets do not fill one, their launches do
 
 
@@ -75,8 +76,9 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
     if (name == "caffe") != bool(caffe_python):
         raise UserError("--backend caffe needs --caffe-python, an interpreter that can import caffe" if name == "caffe" else
                         "--caffe-python is for --backend caffe: give both or neither")
-    if min(threads, together, 1 if jobs is None else jobs) < 1:
-        raise UserError("--threads, --jobs and --together must be at least 1")
+    limits.require("--threads", threads, limits.Range(1, MOST_CORES if scheduler else limits.cores(), whole=True))
+    limits.require("--jobs", 1 if jobs is None else jobs, limits.JOBS)
+    limits.require("--together", together, limits.TOGETHER)
     if precision not in backend.PRECISIONS:
         raise UserError(f"--precision {precision}: choose one of {', '.join(backend.PRECISIONS)}")
     if name == "caffe" and (precision != "fp32" or together > 1):
@@ -85,7 +87,7 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
     if device is None:
         device = "gpu" if name == "torchcaffe" and not scheduler and backend.has_gpu() else "cpu"
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", "gpu") or (number and (kind == "cpu" or not number.isdigit())):
+    if kind not in ("cpu", "gpu") or (number and (kind == "cpu" or not re.fullmatch("[0-9]{1,3}", number))):
         raise UserError(f"--device {device}: choose cpu, gpu or gpu:N for the N-th GPU, counted from 0")
     if kind == "cpu" and precision == "tf32":
         raise UserError("--precision tf32: only a GPU has it; choose fp32 or bf16 on a CPU")
@@ -94,7 +96,7 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
     interpreter = Interpreter(caffe_python or sys.executable, str(Path.cwd()), threads)
     engine = interpreter.require_caffe() if caffe_python else backend.engine(name)
     if not jobs and not scheduler:
-        jobs = GPU_JOBS if kind == "gpu" else max(1, len(os.sched_getaffinity(0)) // threads)
+        jobs = GPU_JOBS if kind == "gpu" else max(1, limits.cores() // threads)
     return Resources(Setting(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact, scheduler)
 
 
@@ -108,6 +110,14 @@ class Request:
     nets: tuple[int, ...] | None = None
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        """Raise UserError on numbers that are out of range."""
+        for flag, value, allowed in (("--scale", self.scale, limits.SCALE), ("--repeats", self.repeats, limits.REPEAT),
+                                     ("--seed", self.seed, limits.SEED)):
+            limits.require(flag, value, allowed)
+        for net in self.nets or ():
+            limits.require("--nets", net, limits.Range(1, self.table.nets, whole=True))
+
     @property
     def name(self) -> str:
         """Of the folders where its results lie."""
@@ -115,8 +125,6 @@ class Request:
 
     def runs(self) -> list[Run]:
         """Every net of every row, the teachers' first.  Raises UserError on what the table or a method refuses."""
-        if self.scale <= 0 or self.repeats < 1 or any(net < 1 for net in self.nets or ()):
-            raise UserError("--scale must be above 0, --repeats and --nets at least 1")
         return [Run(self.name, x, (teacher_stage(x),) if x.method == TEACHER else tuple(METHODS[x.method](x)), repeat)
                 for repeat in range(1, self.repeats + 1)
                 for x in self.table.experiments(methods=self.methods, nets=self.nets, scale=self.scale, seed=self.seed, repeat=repeat)]
@@ -202,6 +210,8 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     if not dry_run:
         restore_descriptions(stages, tell)
     plan = Plan(stages, used.setting)
+    for path in {weights.source for stage in stages for weights in stage.weights_in if isinstance(weights.source, Path)}:
+        backend.read_weights(path)                           # whether it can be read is said before anything runs
     named = labels(runs, plan)
     mend(plan, tell, repair=not dry_run)
     todo = plan.unfinished()

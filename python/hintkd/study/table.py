@@ -26,12 +26,14 @@ from pydantic import (
     model_validator,
 )
 
+from hintkd import limits
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
 from hintkd.files import read_sealed
 from hintkd.methods.hint_2019 import METHODS
 from hintkd.seeds import TABLE_SEEDS
 from hintkd.study.claims import ClaimField
+from hintkd.study.yaml_file import read_yaml
 
 TEACHER, ORIGINAL = "teacher", "original"                    # rows of every table: the teacher (one net) and the student without one
 WITHOUT_TEACHER = (ORIGINAL, "sl-resnet")
@@ -297,22 +299,16 @@ def table_names() -> list[str]:
 
 def load_table(path: Path) -> Table:
     """Read and check a table's YAML.  Raises UserError naming the file, the field and, for a misspelt one, the nearest known name."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; name a table's YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{place}: not YAML: {getattr(error, 'problem', error)}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a table is a YAML mapping with title, source, dataset, student and rows")
     return _validated(content, str(content.pop("name", path.stem)), str(path))
 
 
 def _validated(content: dict[str, Any], name: str, where: str) -> Table:
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"{where}: name: {name!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
+    if not re.fullmatch(r"\w[\w.-]{0,150}", name):
+        raise UserError(f"{where}: name: '{limits.shown(name)}' cannot name a folder; use letters, digits, '-', '_' and '.', not too many")
+    limits.require_all(content, where)
     try:
         table = Table.model_validate(content)
     except ValidationError as error:

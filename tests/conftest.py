@@ -9,12 +9,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")           # of processes that test
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import check
 
 torch.set_num_threads(1)
-settings.register_profile("unhurried", deadline=None)   # the machine may be busy
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])     # the machine may be busy
 settings.load_profile("unhurried")
 
 

@@ -31,7 +31,7 @@ def test_the_status_is_that_of_the_command(command, wrong):
 
 @pytest.mark.parametrize(("command", "imported"), [("hintkd", "typer"), ("torchcaffe", "torch")])
 def test_ctrl_c_while_it_is_imported_prints_nothing(tmp_path, command, imported):
-    (tmp_path / f"{imported}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    (tmp_path / f"{imported}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)")
     with start(command, "--help", path=tmp_path) as process:
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)

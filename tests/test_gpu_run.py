@@ -20,7 +20,7 @@ def call(folder: Path, minutes: str = "1", steps: str = "tests memory table3:tf3
     stub = folder / "python"
     stub.write_text(STUB)
     stub.chmod(0o755)
-    done = subprocess.run([SCRIPT, folder / "out", minutes], capture_output=True, text=True, check=True, timeout=60,
+    done = subprocess.run([SCRIPT, folder / "out", minutes], capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHON": str(stub), "STUB_LOG": str(folder / "calls"), "STEPS": steps, "SOURCES": "/files"})
     return done.stdout
 

@@ -39,7 +39,7 @@ class Range:
         return (value > self.low if self.above else value >= self.low) and (value < self.high if self.below else value <= self.high)
 
 
-COUNT, POSITIVE = Range(1, 10_000_000, whole=True), Range(0, 1_000, above=True)
+COUNT, POSITIVE, RATE = Range(1, 10_000_000, whole=True), Range(0, 1_000, above=True), Range(0, 1_000_000, above=True)
 NUMBERS = {
     # networks and methods
     "depth": Range(1, 1_202, whole=True), "widths": Range(1, 4_096, whole=True), "tau": POSITIVE, "lambda": Range(0, 1_000_000),
@@ -47,7 +47,7 @@ NUMBERS = {
     "seed": Range(0, TABLE_SEEDS - 1, whole=True), "regressor_std": POSITIVE, "mnist_scale": POSITIVE,
     "bn_fraction": Range(0, 1, above=True, below=True),
     # schedules; whatever is called ..._iterations is a COUNT
-    "iterations": COUNT, "steps": Range(0, 1, above=True, below=True), "base_lr": POSITIVE, "hint_lr": POSITIVE,
+    "iterations": COUNT, "steps": Range(0, 1, above=True, below=True), "base_lr": RATE, "hint_lr": RATE,
     "momentum": Range(0, 1, below=True), "weight_decay": Range(0, 1),
     # data sets
     "classes": Range(1, 1_000_000, whole=True), "channels": Range(1, 1_024, whole=True), "size": Range(1, 4_096, whole=True),

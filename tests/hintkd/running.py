@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,15 @@ from hintkd.methods.stage import Stage, Weights
 from hintkd.run.executor import Interpreter
 from hintkd.run.keys import Setting
 from hintkd.run.runner import Plan, Runner, Task
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> None:
+    """Until it holds.  The machine may be busy: only after a quarter of an hour it is taken to be never."""
+    for _ in range(18_000):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{what} never came")
 
 
 class Watcher:

@@ -35,13 +35,13 @@ class Machines:
 
     def __init__(self, folder: Path, workers: int, **environment: str):
         self.environment = {**os.environ, "PYTHONPATH": str(PYTHON), "OMP_WAIT_POLICY": "passive",
-                            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", **environment}
+                            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60s", **environment}
         self.file = folder / f"scheduler-{time.time_ns()}.json"
         self.scheduler = self.start("scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard")
         while not self.file.exists():
             assert self.scheduler.poll() is None
             time.sleep(0.05)
-        self.workers = [self.start("worker", "--nthreads", "1", "--no-dashboard", "--death-timeout", "5", "--local-directory", str(folder))
+        self.workers = [self.start("worker", "--nthreads", "1", "--no-dashboard", "--death-timeout", "60", "--local-directory", str(folder))
                         for _ in range(workers)]
         self.address = json.loads(self.file.read_text())["address"]
         from distributed import Client

@@ -11,6 +11,7 @@ import tiny
 from hintkd.experiment import DATASETS, Experiment, ResNet
 from hintkd.methods.hint_2019 import METHODS
 from hintkd.methods.stage import Stage
+from hintkd.run import digests
 from hintkd.run.earlier import kept
 from hintkd.run.keys import Keys, Parts, Setting, digest
 from hintkd.run.runner import STAGES, Plan
@@ -25,7 +26,7 @@ FILES = {"hintkd.layers.hint_loss": "06b0f4a511f4c826ebedf41f5ef13d2203064dca12a
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/cifar10").mkdir(parents=True)
-    (tmp_path / "data/cifar10/dataset.json").write_text('{"fingerprint": "abc"}')
+    monkeypatch.setattr(digests, "facts", lambda folder: {"fingerprint": "abc"})
     for name in ("train_lmdb", "test_lmdb", "train_mean.binaryproto", "test_mean.binaryproto"):
         (tmp_path / "data/cifar10" / name).touch()
     return tmp_path

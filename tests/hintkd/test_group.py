@@ -48,9 +48,11 @@ def test_a_begun_group_stays_together_and_one_that_cannot_is_made_anew() -> None
     assert plan.group(first, [first.key]) == [first]
 
 
-def test_a_failed_group_fails_all_of_its_stages() -> None:
-    _, runner, _ = run(second_stages(), Immediate(failing="s3"), together=3)
-    assert list(runner.failures.values()) == ["it diverged"] * 3
+def test_a_failed_group_fails_all_of_its_stages_and_says_why_once() -> None:
+    plan, runner, _ = run(second_stages(), Immediate(failing="s3"), together=3)
+    why, *others = runner.failures.values()
+    first = plan.tasks[next(iter(runner.failures))].folder.name
+    assert why == "it diverged" and others == [f"it trains together with {first}, which failed"] * 2
 
 
 def test_a_stage_without_its_weights_leaves_its_group() -> None:

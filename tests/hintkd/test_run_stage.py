@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import StageFailed
 from hintkd.files import read_sealed, write_sealed
 from hintkd.stage import program as run_stage
-from hintkd.stage.log import parse
+from hintkd.stage.log import Tail, parse
 from hintkd.stage.program import run, run_together
+from running import wait_for
 
 PYTHON = Path(run_stage.__file__).parents[2]
 FINAL = "snapshot_iter_60.caffemodel"
@@ -243,19 +245,14 @@ def test_the_command_says_errors_in_one_sentence() -> None:
 def test_kill_9_at_any_moment_leaves_no_trace_in_the_final_bytes() -> None:
     iterations = 4000
     whole, other = (write_stage(name, tiny.net(hidden=64), tiny.solver(iterations=iterations)) for name in ("whole", "other"))
-    start = time.monotonic()
     assert command("whole").wait() == 0
-    duration = time.monotonic() - start
-    draw, kills = random.Random(5), 0
-    while not (other / "result.json").exists():
+    tail, draw, kills = Tail(str(other / "log.txt")), random.Random(5), 0
+    for mark in sorted(draw.randrange(iterations // 2) for _ in range(4)):
         process = command("other")
-        try:
-            assert process.wait(draw.uniform(0.2, 0.8) * duration if kills < 4 else None) == 0
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert kills
+        wait_for(lambda mark=mark, process=process: (tail.poll().iteration or 0) >= mark or process.poll() is not None, f"iteration {mark}")
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills and command("other").wait() == 0
     name = f"snapshot_iter_{iterations}.caffemodel"
     assert (other / name).read_bytes() == (whole / name).read_bytes()
 

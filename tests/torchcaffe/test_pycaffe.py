@@ -225,7 +225,7 @@ def test_a_timer_measures_milliseconds():
     timer.start()
     time.sleep(0.02)
     timer.stop()
-    assert 20 <= timer.ms < 2000
+    assert timer.ms >= 20
 
 
 def test_log_writes_a_line_of_the_user_s(capfd):

@@ -16,13 +16,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hintkd.backend import engine
-from hintkd.errors import StageFailed, UserError
+from hintkd.errors import ProgramDied, StageFailed, UserError
 from hintkd.run.executor import ExecutorLost, Interpreter, end_programs, run_folders
 
 if TYPE_CHECKING:
     from distributed import Client
 
-CONNECT_S = 10                              # how long a scheduler may take to answer, seconds
+CONNECT_S = 30                              # how long a scheduler may take to answer, seconds
 
 
 class Cluster:
@@ -75,7 +75,7 @@ class Cluster:
         error = self._lost() if there.status in ("cancelled", "lost") else there.exception()
         if isinstance(error, KilledWorker):
             count = error.allowed_failures + 1
-            error = StageFailed(f"{'a worker' if count == 1 else f'{count} workers'} died over it, the last one at "
+            error = ProgramDied(f"{'a worker' if count == 1 else f'{count} workers'} died over it, the last one at "
                                 f"{error.last_worker.address}; see what it printed")
         if error is None:
             told: list[str] = []

@@ -1,7 +1,8 @@
 """What a run will take: a few iterations of each distinct net, measured on this device, and the plan played through.
 
-Nets are measured as they will run, as many side by side as the executor takes, so that what they cost each other counts; what stages
-gain that train together does not.  Finished stages cost nothing and half-finished ones their rest.
+Nets are measured as they will run, as many side by side as the executor takes, so that what they cost each other counts; what stages gain
+that train together does not.  Finished stages cost nothing and half-finished ones their rest.  A net whose process is killed while it is
+measured is measured once more, and if that is killed, too, the run goes on without its time.
 """
 from __future__ import annotations
 
@@ -9,19 +10,22 @@ import hashlib
 import heapq
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hintkd.backend import caffe_pb2, write_text
-from hintkd.errors import Damaged, UserError
+from hintkd.errors import Damaged, ProgramDied, StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
 from hintkd.run.executor import Interpreter, run_folders
+from hintkd.run.mend import held
 from hintkd.run.runner import Plan, Task, ranks
 
 PROBE_S = 0.5                               # how long each net is measured, seconds, beside its construction
+TRIES = 2                                   # how often a net is measured whose process is killed
+LOG = Path("runs/estimate-log.txt")         # of the last net that could not be measured, relative to the workspace
 EXTRA_BYTES = 500_000                       # of a stage's log and prototxts, about
 
 
@@ -35,40 +39,76 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: task key -> what is left of it; total_s: all of the plan, `jobs` of it side by side; bytes: added on the disk, at most."""
+    """What is left of a plan.
+
+    seconds     task key -> what is left of it
+    total_s     all of the plan, `jobs` of it side by side
+    bytes       added on the disk, at most
+    is_whole    whether every net could be measured
+    """
     seconds: dict[str, float]
     total_s: float
     jobs: int
     bytes: int
+    is_whole: bool = True
 
     def of(self, task: Task) -> float:
         return self.seconds.get(task.key, 0.0)
 
 
-def estimate(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int = 0) -> Estimate:
-    """Measure and add up.  Raises UserError if a net cannot be built or the disk is too small."""
+def estimate(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int = 0, tell: Callable[[str], None] = print) -> Estimate:
+    """Measure and add up; `tell` gets a sentence for each net that cannot be measured.
+
+    Raises UserError if a net cannot be built or the disk is too small.
+    """
     tasks, jobs = plan.unfinished(), executor.slots
-    costs = measure(plan, executor, interpreter, device_id)
-    seconds = {task.key: left(task) * duration(task, costs[net_digest(task)]) for task in tasks}
-    kept = sum(disk(task, costs[net_digest(task)]) for task in tasks)
-    most = kept + jobs * max((4 * costs[net_digest(task)].weights_bytes for task in tasks), default=0)     # snapshots of stages that run
+    costs = measure(plan, executor, interpreter, device_id, tell)
+    known = [(task, costs[net_digest(task)]) for task in tasks if net_digest(task) in costs]
+    seconds = {task.key: left(task) * duration(task, cost) for task, cost in known}
+    kept = sum(disk(task, cost) for task, cost in known)
+    most = kept + jobs * max((4 * cost.weights_bytes for _, cost in known), default=0)     # snapshots of stages that run
     free = shutil.disk_usage(".").free
     if most > free:
         raise UserError(f"the run needs about {most / 1e9:.1f} GB of disk in {Path.cwd()}, where {free / 1e9:.1f} GB are free: make room")
-    return Estimate(seconds, makespan(plan, seconds, jobs), jobs, most)
+    return Estimate(seconds, makespan(plan, seconds, jobs), jobs, most, len(known) == len(tasks))
 
 
-def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int) -> dict[str, Cost]:
-    """The cost of each distinct net of the unfinished tasks, by net_digest."""
+def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int, tell: Callable[[str], None]) -> dict[str, Cost]:
+    """The cost of each distinct net of the unfinished tasks, by net_digest, without those that cannot be measured."""
     distinct = {net_digest(task): task for task in plan.unfinished()}
+    costs: dict[str, Cost] = {}
     with probe_folders(distinct, plan, device_id) as folders:
-        futures = {digest: executor.submit(run_folders, [str(folder)], interpreter) for digest, folder in folders.items()}
-        costs = {}
-        for digest, future in futures.items():
-            future.result()
-            found = read_sealed(folders[digest] / "result.json")
-            costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"])
+        for attempt in range(TRIES):
+            futures = {digest: executor.submit(run_folders, [str(folder)], interpreter) for digest, folder in folders.items()
+                       if digest not in costs}
+            for digest, future in futures.items():
+                try:
+                    future.result()
+                except ProgramDied as died:
+                    if attempt + 1 == TRIES:
+                        tell(f"{distinct[digest].stage.title} cannot be measured: {moved_log(folders[digest], died)}; the run goes on "
+                             "without its time")
+                    continue
+                except StageFailed as failed:
+                    raise UserError(f"{distinct[digest].stage.title}: {moved_log(folders[digest], failed)}") from None
+                found = read_sealed(folders[digest] / "result.json")
+                costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"])
     return costs
+
+
+def moved_log(folder: Path, failed: StageFailed) -> str:
+    """The sentence of a failure, with the log that it names where it stays when the folder is gone."""
+    if (folder / "log.txt").exists():
+        shutil.copyfile(folder / "log.txt", LOG)
+    return str(failed).replace(f"{folder}/log.txt", str(LOG))
+
+
+def clear() -> None:
+    """Delete what estimates left that were killed."""
+    for root in Path("runs").glob("estimate-*/"):
+        with held(root) as free:
+            if free or not (root / "lock").exists():
+                shutil.rmtree(root, ignore_errors=True)
 
 
 @contextmanager
@@ -76,7 +116,12 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
     """Stage folders, for as long as they are needed, that measure the tasks' nets: no display, no test, no snapshot."""
     root = Path("runs") / f"estimate-{os.getpid()}"
     setting, folders = plan.setting, {}
-    try:
+    clear()
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "lock").touch()
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        stack.enter_context(held(root))
         for digest, task in tasks.items():
             folder = folders[digest] = root / digest[:12]
             solver = caffe_pb2.SolverParameter()
@@ -92,8 +137,6 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
                 "threads": setting.threads, "precision": setting.precision, "fast": True, "key": digest, "group": [digest],
                 "seconds": PROBE_S, "test_iter": sum(task.stage.solver.test_iter)})
         yield folders
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def net_digest(task: Task) -> str:

@@ -119,7 +119,8 @@ class Program:
             log = []
         fatal = [line for line in log if line[:1] == "F" and "] " in line]
         words = fatal[-1].split("] ", 1)[1] if fatal else without_kind((errors.strip().splitlines() or ["no reason was given"])[-1])
-        return f"its process ended with status {self.process.returncode} ({words}; see {folder}/log.txt)"
+        see = f"; see {folder}/log.txt" if log else ""
+        return f"its process ended with status {self.process.returncode} ({words}{see})"
 
     @property
     def is_alive(self) -> bool:

@@ -64,7 +64,7 @@ class Bars:
 
     def _overall(self) -> str:
         """Stages done, and the time left at the speed so far."""
-        bar, text = self.bars.tasks[0], f"{self.ended} / {self.total} stages"
+        bar, text = self.bars.tasks[0], f"{self.ended} / {counted(self.total, 'stage')}"
         if bar.completed and bar.elapsed and bar.remaining is not None:
             text += f"  {clock(bar.remaining / bar.completed * bar.elapsed)} left"
         return text
@@ -92,6 +92,11 @@ class Bars:
 def clock(seconds: float) -> str:
     """A duration for people: 4.2 s, 3:07 or 5:00:00."""
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds))).removeprefix("0:")
+
+
+def counted(count: int, what: str) -> str:
+    """1 stage, 2 stages."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def warn(console: Console, sentence: str) -> None:

@@ -169,8 +169,9 @@ class Runner:
             with suppress(queue.Empty):
                 future = done.get(timeout=POLL_S)
                 self._tell(future)
-                for task in running.pop(future):
-                    self._settle(task, future, todo)
+                group = running.pop(future)
+                for task in group:
+                    self._settle(task, future, todo, group[0])
                     if task.is_finished:
                         for key, missing in waiting.items():
                             if task.key in missing:
@@ -196,8 +197,8 @@ class Runner:
             for sentence in future.result() or ():
                 self.watcher.told(sentence)
 
-    def _settle(self, task: Task, future: Any, todo: dict[str, Task]) -> None:
-        """Keep the weights of a stage that ended, or note why it failed."""
+    def _settle(self, task: Task, future: Any, todo: dict[str, Task], first: Task) -> None:
+        """Keep the weights of a stage that ended, or note why it failed; `first` of its group has the reason of all."""
         try:
             error = future.exception()
         except CancelledError:
@@ -206,12 +207,13 @@ class Runner:
             try:
                 keep_weights(task)
             except UserError as damage:
-                error = damage
-        if error is None:
+                self._fail(task, str(damage), todo)
+                return
             self.on_finished(task)
             self.watcher.finished(task)
         elif isinstance(error, UserError) and not isinstance(error, ExecutorLost):
-            self._fail(task, str(error), todo)
+            together = f"it trains together with {first.folder.name}, which failed"
+            self._fail(task, str(error) if task is first else together, todo)
         else:
             raise error
 

@@ -26,11 +26,11 @@ from hintkd.methods.hint_2019 import METHODS, teacher_stage
 from hintkd.results.verdicts import ensemble_accuracy
 from hintkd.run.cluster import Cluster
 from hintkd.run.digests import restore_descriptions
-from hintkd.run.estimate import Estimate, estimate
+from hintkd.run.estimate import Estimate, clear, estimate
 from hintkd.run.executor import Interpreter, LocalExecutor
 from hintkd.run.keys import Setting
 from hintkd.run.mend import mend
-from hintkd.run.progress import Bars, clock, warn
+from hintkd.run.progress import Bars, clock, counted, warn
 from hintkd.run.runner import Plan, Runner, Task
 from hintkd.study import record
 from hintkd.study.record import Run
@@ -215,17 +215,20 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     named = labels(runs, plan)
     mend(plan, tell, repair=not dry_run)
     todo = plan.unfinished()
-    console.print(f"{request.table.title}: {len(plan.tasks)} stages, {len(plan.tasks) - len(todo)} of them finished", highlight=False)
+    console.print(f"{request.table.title}: {counted(len(plan.tasks), 'stage')}, {len(plan.tasks) - len(todo)} of them finished",
+                  highlight=False)
     failures: dict[str, str] = {}
+    clear()
     if not dry_run:
         request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)}, tell)
     if todo:
         with used.executor() as executor:
             with console.status("measuring a few iterations of each net"):
-                cost = estimate(plan, executor, used.interpreter, used.device_id)
+                cost = estimate(plan, executor, used.interpreter, used.device_id, tell)
             if dry_run:
                 console.print(listing(plan, named, cost))
-            console.print(f"about {clock(cost.total_s)} with {cost.jobs} stage{'s' * (cost.jobs > 1)} side by side on "
+            about = "about" if cost.is_whole else "at least"
+            console.print(f"{about} {clock(cost.total_s)} with {counted(cost.jobs, 'stage')} side by side on "
                           f"{used.scheduler or used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk", highlight=False)
             if dry_run:
                 return False
@@ -235,11 +238,10 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
                 runner.run(plan)
         failures = runner.failures
     keep(request, runs, plan, tell)
-    for run in runs:
-        lost = next((failures[key] for key in map(plan.keys.key, run.stages) if key in failures), None)
-        if lost and run.experiment.method != TEACHER:
-            console.print(f"{run.experiment.method} net{run.experiment.net} is not done: {lost}", markup=False, highlight=False,
-                          soft_wrap=True)
+    lost = [f"{run.experiment.method} net{run.experiment.net}" for run in runs
+            if run.experiment.method != TEACHER and any(plan.task(stage).key in failures for stage in run.stages)]
+    if lost:
+        console.print(f"not done: {', '.join(lost)}", markup=False, highlight=False, soft_wrap=True)
     return not failures
 
 

@@ -18,7 +18,7 @@ from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, read_json, read_sealed
 from hintkd.run.earlier import read_key, translated
 from hintkd.run.keys import differences
-from hintkd.run.progress import warn
+from hintkd.run.progress import counted, warn
 from hintkd.run.runner import STAGES, Plan, Task
 from hintkd.stage.program import FAILURE
 from hintkd.study.reproduce import REQUESTS, Request, labels, load_request, stage_name
@@ -47,7 +47,7 @@ def show(console: Console, table: str | None = None) -> None:
             warn(console, str(damage))
             continue
         finished = sum(state.state == "finished" for state in found)
-        console.print(f"{request.name}: {finished} of {len(found)} stages finished", highlight=False)
+        console.print(f"{request.name}: {finished} of {counted(len(found), 'stage')} finished", highlight=False)
         grid = Grid("stage", "state", "", box=None, pad_edge=False)
         for state in found:
             grid.add_row(state.name, state.state, state.detail)

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.split import Split
 from hintkd.errors import UserError
+from hintkd.extras import how_to_get
 
 TEACHER, STUDENT, TEST = 797, 200, 1000
 SPLIT_SEED = 0                                 # the sets are always the same
@@ -22,7 +23,7 @@ def read_digits() -> dict[str, Split]:
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError:
-        raise UserError("the digits come with scikit-learn, which is not installed: pip install 'hintkd[demo]'") from None
+        raise UserError(f"the digits come with scikit-learn, which is not installed: {how_to_get('demo')}") from None
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int32)
     order = stratified_order(labels, SPLIT_SEED)

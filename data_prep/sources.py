@@ -87,4 +87,4 @@ def _chunks(url: str, name: str, progress: Progress) -> Iterator[bytes]:
             chunks = iter(lambda: response.read(CHUNK), b"")
             yield from progress(chunks, f"downloading {name}", -(-int(size) // CHUNK) if size.isdigit() else None)
     except (OSError, HTTPException, ValueError) as error:
-        raise _MirrorError(str(getattr(error, "reason", "")) or str(error) or type(error).__name__) from None
+        raise _MirrorError(str(getattr(error, "reason", "")) or str(error) or "no reason was given") from None

@@ -7,6 +7,7 @@ A test compares the blocks with what this program would write, so none of them i
 """
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,21 @@ def table(*rows: list[str]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
-BLOCKS = {"methods": methods_block, "results": results_block}
+def durations_block(path: Path = ROOT / "benchmarks/durations.json") -> str:
+    """How long the two commands of the first lines take, as benchmarks/durations.py measured it."""
+    if not path.exists():
+        return "How long they take was not measured yet.\n"
+    found = json.loads(path.read_text())
+    where = f"With {found['cores']} cores of {' '.join(found['cpu'].split())}"
+    return f"{where}, `make demo` takes {_minutes(found['demo_s'])} and `make test` {_minutes(found['test_s'])}, once `.venv` is there.\n"
+
+
+def _minutes(seconds: float) -> str:
+    count = max(1, round(seconds / 60))
+    return f"{count} minute{'s' * (count != 1)}"
+
+
+BLOCKS = {"methods": methods_block, "results": results_block, "durations": durations_block}
 
 
 def filled(page: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `hintkd demo | generate | prepare | reproduce | status | report`.
+"""The command line: `hintkd demo | generate | list | prepare | reproduce | status | report`.
 
 Turns flags into calls, and errors into one sentence with exit status 2.  Most imports stand inside the commands: torch takes seconds,
 and `hintkd --help` should not.
@@ -6,12 +6,14 @@ and `hintkd --help` should not.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,16 +25,17 @@ from rich.progress import track
 
 from hintkd import limits
 from hintkd.errors import UserError
-from hintkd.experiment import Options
+from hintkd.experiment import SCHEDULES, Options
 from hintkd.methods.choices import OPEN_OPTIONS
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Hint-based knowledge transfer as it was published, trained again and compared.")
 console = Console()
 Command = TypeVar("Command", bound=Callable[..., None])
 T = TypeVar("T")
 INTERRUPTED, TERMINATED = 130, 143                           # exit status after Ctrl-C and SIGTERM, as a shell has it
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
 Jobs = Annotated[int | None, typer.Option(help="Stages side by side; default: as many as the cores allow.", show_default=False)]
 Widths = Annotated[str, typer.Option(help="Channels of the three stacks, such as 16,32,64.")]
 
@@ -96,13 +99,38 @@ def bar(items: Iterable[T], description: str, total: int | None, /) -> Iterable[
     return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from hintkd.extras import version
+        print(f"hintkd {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say which, and stop.")] = False,
+) -> None:
+    """What stands before a command; its option has a callback."""
+
+
+def complete_table(incomplete: str) -> list[str]:
+    from hintkd.study.names import table_names
+    return [name for name in table_names() if name.startswith(incomplete)]
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    return [name for name in SCHEDULES if name.startswith(incomplete)]
+
+
 @app.command()
 def demo(
     workspace: Annotated[Path, typer.Option(help="The folder that gets its data, runs and results.")] = Path("demo"),
     jobs: Jobs = None,
+    quiet: Quiet = False,
 ) -> None:
     """Every method in small, on scikit-learn's handwritten digits: minutes, and seconds when it was run before."""
     from hintkd.study.demo import demo as run
+    console.quiet = quiet
     here = Path.cwd()
     finish(run(workspace, console, jobs), "demo", here)
 
@@ -111,7 +139,7 @@ def demo(
 @with_options
 def generate(
     table: Annotated[str | None, typer.Argument(help="A table whose stages are written, all of them; without it, those of one experiment, "
-                                                     "which the flags describe.")] = None,
+                                                     "which the flags describe.", autocompletion=complete_table)] = None,
     dataset: Annotated[str, typer.Option(help="mnist, cifar10, cifar100 or digits.")] = "cifar10",
     method: Annotated[str, typer.Option(help="original, kd, hint-kd, layerwise-hint ...")] = "layerwise-hint",
     teacher_depth: Annotated[int, typer.Option(help="6n+2: 8, 14, 20, 26, 32 ...")] = 26,
@@ -121,15 +149,17 @@ def generate(
     regressor: Annotated[bool, typer.Option("--regressor", help="Put a convolution on guided layers narrower than their hints.")] = False,
     net: Annotated[int, typer.Option(help="Which of the nets that differ in their seed, counted from 1.")] = 1,
     out: Annotated[Path, typer.Option(help="The folder that gets prototxt/ and solvers/.")] = Path(),
+    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Write the prototxts of every stage, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
     from hintkd.methods.generate import generate_all as write
+    console.quiet = quiet
     experiments = table_experiments(table, options) if table is not None else [one_experiment(
         dataset, method, teacher_depth, student_depth, three("--teacher-widths", teacher_widths), three("--student-widths", student_widths),
         regressor, net, options)]
     files = write(experiments, out)
-    console.print(f"{len(files)} prototxts in {out / 'prototxt'} and {out / 'solvers'}", highlight=False, soft_wrap=True)
+    console.print(f"{len(files)} prototxts in {out / 'prototxt'} and {out / 'solvers'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def table_experiments(table: str, options: dict[str, Any]) -> list[Any]:
@@ -156,21 +186,24 @@ def one_experiment(dataset: str, method: str, teacher_depth: int, student_depth:
 
 @app.command()
 def prepare(
-    dataset: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100 or digits.")],
+    dataset: Annotated[str, typer.Argument(help="mnist, cifar10, cifar100 or digits.", autocompletion=complete_dataset)],
     source: Annotated[Path | None, typer.Option("--from", help="A folder with the publisher's files; default: download them.",
                                                 show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="The folder that gets a folder of the data set's name.")] = Path("data"),
     seed: Annotated[int, typer.Option(help="Of the one shuffle of the training images.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Write a data set as LMDBs and mean files, from the publisher's files, which are checked."""
     from data_prep import prepare as write
-    write(dataset, out, source, seed, progress=bar, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+    console.quiet = quiet
+    write(dataset, out, source, seed, progress=bar, say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
 
 
 @app.command()
 @with_options
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.")],
+    table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.",
+                                         autocompletion=complete_table)],
     teacher_depth: Annotated[int | None, typer.Option(help="Another teacher: 6n+2 layers.", show_default=False)] = None,
     student_depth: Annotated[int | None, typer.Option(help="Another student: 6m+2 layers.", show_default=False)] = None,
     teacher_weights: Annotated[Path | None, typer.Option(help="A trained teacher's caffemodel.", show_default=False)] = None,
@@ -196,6 +229,8 @@ def reproduce(
     caffe_python: Annotated[str | None, typer.Option(help="For --backend caffe: a Python that can import it.", show_default=False)] = None,
     inexact: Annotated[bool, typer.Option("--inexact", help="Go on with stages that were begun with other versions or on another "
                                                             "processor; their records say so.")] = False,
+    log_dir: Annotated[Path | None, typer.Option(help="A folder for the curves as TensorBoard reads them.", show_default=False)] = None,
+    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Train what a table needs, resuming what was begun, and compare with what was published."""
@@ -214,31 +249,64 @@ def reproduce(
                                         teacher_prototxt=teacher_prototxt, data=data, options=given(options))
     request = Request(changed, scale, repeats, None if methods is None else names("--methods", methods),
                       None if nets is None else numbers("--nets", nets), seed)
-    done = run(request, resources(backend, caffe_python, device, threads, jobs, inexact, precision, together, scheduler), console, dry_run)
+    console.quiet = quiet
+    used = resources(backend, caffe_python, device, threads, jobs, inexact, precision, together, scheduler)
+    done = run(request, used, console, dry_run, log_dir)
     if not dry_run:
         finish(done, request.name, Path.cwd())
 
 
 @app.command()
 def status(
-    table: Annotated[str | None, typer.Argument(help="Only this one; default: all that was asked for.", show_default=False)] = None,
+    table: Annotated[str | None, typer.Argument(help="Only this one; default: all that was asked for.", show_default=False,
+                                                autocompletion=complete_table)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False,
 ) -> None:
     """What is finished of what was asked for, how far the rest is, and why a finished stage would run again."""
-    from hintkd.study.status import show
-    show(console, table)
+    from hintkd.study.status import data, show
+    console.quiet = False
+    if as_json:
+        print(json.dumps(data(table), indent=1))
+    else:
+        show(console, table)
 
 
 @app.command()
-def report() -> None:
-    """Render everything in results/measured: published against measured, claims, figures."""
+def report(
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON, for other programs.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Render everything in results/measured: published against measured, claims, figures, and a CSV file for each table."""
+    from hintkd.results.export import as_data
+    from hintkd.results.measured import read_groups
+    from hintkd.results.report import MEASURED
+    console.quiet = quiet or as_json
     render(Path.cwd())
+    if as_json:
+        print(json.dumps(as_data(read_groups(MEASURED)), indent=1))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str | None, typer.Argument(help="tables, methods, datasets, networks or options; default: all.",
+                                               show_default=False)] = None,
+) -> None:
+    """The tables, methods, data sets, networks and options that there are, with a line on each."""
+    from hintkd.study.listing import show
+    console.quiet = False
+    show(console, what)
 
 
 def render(here: Path) -> None:
     """Render the report and say where it is, as seen from the folder `here`."""
-    from hintkd.results.report import FIGURES, write_report
-    where, figures = (os.path.relpath(path, here) for path in (write_report(), FIGURES))
-    console.print(f"the report is {where}, its figures are in {figures}", highlight=False, soft_wrap=True)
+    from hintkd.extras import how_to_get
+    from hintkd.results.export import FOLDER, write_csv
+    from hintkd.results.measured import read_groups
+    from hintkd.results.report import FIGURES, MEASURED, write_report
+    where, figures, tables = (os.path.relpath(path, here) for path in (write_report(), FIGURES, FOLDER))
+    write_csv(read_groups(MEASURED))
+    drawn = f"its figures are in {figures}" if find_spec("matplotlib") else f"it has no figures without matplotlib: {how_to_get('report')}"
+    console.print(f"the report is {where}, {drawn}, its tables as CSV in {tables}", markup=False, highlight=False, soft_wrap=True)
 
 
 def finish(done: bool, name: str, here: Path) -> None:
@@ -271,16 +339,17 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:                                 # a full disk, a folder that may not be written
         return complain(f"{error.filename or 'writing failed'}: {error.strerror or error}")
     except (KeyboardInterrupt, typer.Abort):
-        status = TERMINATED if ended_by else INTERRUPTED
+        status = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):             # a usage error, whichever click typer brings
             raise
         return complain(error.format_message())
     finally:
         signal.signal(signal.SIGTERM, before)
-    if status in (INTERRUPTED, TERMINATED):
-        print("hintkd: stopped; the same command goes on from the last snapshots", file=sys.stderr)
-    return status
+    if status != INTERRUPTED:
+        return status
+    print("hintkd: stopped; the same command goes on from the last snapshots", file=sys.stderr)
+    return TERMINATED if ended_by else INTERRUPTED
 
 
 def complain(sentence: str) -> int:

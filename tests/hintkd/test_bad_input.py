@@ -64,7 +64,7 @@ REPRODUCE: dict[str, list[str]] = {
     "--teacher-depth": [*WHOLE, "7", "9", "21", "100000002"], "--student-depth": [*WHOLE, "7", "9", "21", "100000002"],
     "--precision": ["", "fp16", "FP32", "tf32", "64"],
     "--device": ["", "tpu", "gpu:", "gpu:-1", "gpu:x", "cpu:1", "gpu:\u00b2", "gpu:99999"],
-    "--backend": ["", "caffe2", "caffe"], "--caffe-python": ["python", "nowhere/python"],
+    "--backend": ["", "caffe2", "caffe"], "--caffe-python": ["python", "nowhere/python"], "--scheduler": ["", " "],
     "--shortcut": ["", "C", "a"], "--mean": ["", "yes"], "--label-tau": ["", "0", "2", "nan", "taus", "\u00b2"],
     "--plus-tap": ["", "middle"],
     "--sl-modules": ["", "0"], "--regressor-kernel": ["0", "2", "-3", "nan", "9" * 30], "--regressor-std": [*REAL, "0", "1e9"],
@@ -79,7 +79,9 @@ GENERATE: dict[str, list[str]] = {
                          "\u00b2,\u00b2,\u00b2", "nan,1,2", "16 32 64"],
     "--teacher-widths": ["1,2", "0,0,0", "64,32,16", "5000,5000,5000"], "--bn-fraction": ["nan", "1"], "--out": ["file"],
 }
-COMMANDS = [["frobnicate"], ["reproduce"], ["prepare"], ["status", "a", "b"], ["report", "extra"], ["demo", "--jobs", "0"],
+CAFFE = ["nowhere/python", "folder", "file", "", "/bin/false", "/bin/true", "/usr/bin/yes"]
+COMMANDS = [*(["reproduce", "demo", "--backend", "caffe", "--caffe-python", python] for python in CAFFE),
+            ["frobnicate"], ["reproduce"], ["prepare"], ["status", "a", "b"], ["report", "extra"], ["demo", "--jobs", "0"],
             ["demo", "--workspace", "file"], ["reproduce", "demo", "kd"], ["status", "table5"], ["--bogus"],
             *(["prepare", name] for name in ("", "mnits", "MNIST", "imagenet", "../mnist", "m" * 5000, "mnist\n")),
             *(["prepare", "digits", "--seed", seed] for seed in ("-1", "4294967296", "nan", "1.5", "9" * 40)),
@@ -107,7 +109,8 @@ def test_a_flag(arguments: list[str], empty: Path, capsys: Capture) -> None:
     for pipe in ("pipe", "pipe.yaml"):
         os.mkfifo(pipe)
     (empty / "file").write_text("no weights")
-    (empty / "large.yaml").write_text("title: x\n" * 200_000)
+    (empty / "large.yaml").touch()
+    os.truncate("large.yaml", 2_000_000)
     (empty / "binary.yaml").write_bytes(bytes(range(256)))
     (empty / "empty.yaml").write_text("")
     before = sorted(empty.rglob("*"))

@@ -208,6 +208,18 @@ def test_running_again_finds_everything_done(trained: Path, monkeypatch: pytest.
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
+def test_curves_of_finished_stages_are_copied_for_tensorboard(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(trained)
+    assert run(capsys, *SMALL, "--log-dir", str(tmp_path))[0] == 0
+    record = json.loads(Path("results/measured/demo-scale0.01/hint-kd/net1.json").read_text())
+    found = loader.EventAccumulator(str(tmp_path / "hint-kd-net1/kd"))
+    found.Reload()
+    assert [(event.step, pytest.approx(event.value)) for event in found.Scalars("test/accuracy")] == [
+        (iteration, value) for iteration, value in record["stages"][1]["test"]["accuracy"]]
+
+
 def test_status_says_what_is_finished_and_why_it_would_run_again(trained: Path, monkeypatch: pytest.MonkeyPatch,
                                                                  capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(trained)
@@ -275,7 +287,7 @@ def test_a_stage_that_fails_is_told_and_the_rest_is_done(trained: Path, monkeypa
         "schedule": {"iterations": 8, "teacher_iterations": 8, "hint_iterations": 8, "hint_lr": 1_000_000}}))
     status, out, _ = run(capsys, "reproduce", "mine.yaml", "--device", "cpu")
     assert status == 1
-    assert "hint-kd: hint failed: the training diverged at iteration" in out and "not done: hint-kd net1" in out
+    assert "hint-kd net1: hint failed: the training diverged at iteration" in out and "not done: hint-kd net1" in out
     assert out.count("diverged") == 1
     assert "hint-kd net1: hint failed the training diverged" in run(capsys, "status", "mine")[1]
     assert Path("results/measured/mine/kd/net1.json").exists() and not Path("results/measured/mine/hint-kd/net1.json").exists()

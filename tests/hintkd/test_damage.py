@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hintkd import cli
+from hintkd.files import read_sealed
 from hintkd.methods import hint_2019
 from hintkd.run.estimate import Estimate
 from hintkd.run.executor import LocalExecutor
@@ -270,3 +271,39 @@ def test_status_names_what_is_damaged_and_goes_on(places: Places, capsys: Captur
     assert "2 of 3 stages finished" in said and "kd net1 damaged" in " ".join(said.split())
     assert "runs/requests/other.yaml is missing" in said
     assert open_database("data/digits/train_lmdb")
+
+
+def test_damage_upon_damage_is_mended_too(places: Places, capsys: Capture) -> None:
+    _, whole, _ = places
+    restore(whole)
+    before, folder = outcome(), stage_folder(1)
+    for name in ("snapshot_iter_60.caffemodel", "init.caffemodel", "weights.caffemodel"):
+        harm(folder / name, "gone")
+        assert run(capsys)[0] == 0
+    assert outcome() == before
+
+
+def test_an_input_whose_sources_are_gone_is_told_and_not_needed(places: Places, capsys: Capture) -> None:
+    _, whole, _ = places
+    restore(whole)
+    before, folder = outcome(), stage_folder(1)
+    harm(folder / "init.caffemodel", "flipped")
+    (teacher,) = Path("runs/stages").glob("teacher-*")
+    shutil.rmtree(teacher)
+    status, said = run(capsys)
+    assert status == 0 and f"note: {folder}/init.caffemodel is damaged; nothing needs it any more" in said
+    assert outcome() == before
+
+
+@pytest.mark.parametrize("harmed", [False, True])
+def test_a_result_from_before_there_were_digests_gets_its_own(harmed: bool, places: Places, capsys: Capture) -> None:
+    _, whole, _ = places
+    restore(whole)
+    before, folder = outcome(), stage_folder(1)
+    old = {name: value for name, value in read_sealed(folder / "result.json").items() if name != "digests"}
+    (folder / "result.json").write_text(json.dumps(old))
+    if harmed:
+        harm(folder / "weights.caffemodel", "flipped")
+    status, said = run(capsys)
+    assert status == 0 and ("weights.caffemodel was damaged; it is written again from the final snapshot" in said) == harmed
+    assert "weights.caffemodel" in read_sealed(folder / "result.json")["digests"] and outcome() == before

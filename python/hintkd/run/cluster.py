@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hintkd.backend import engine
 from hintkd.errors import ProgramDied, StageFailed, UserError
+from hintkd.extras import how_to_get
 from hintkd.run.executor import ExecutorLost, Interpreter, end_programs, run_folders
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Cluster:
         try:
             from distributed import Client
         except ImportError:
-            raise UserError("--scheduler needs dask.distributed: install it with  pip install 'hintkd[cluster]'") from None
+            raise UserError(f"--scheduler needs dask.distributed: {how_to_get('cluster')}") from None
         self.address, self.jobs, self.workspace = address, jobs, os.getcwd()
         try:
             self.client: Client = Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -118,4 +119,4 @@ def run_on_worker(folders: Sequence[str], interpreter: Interpreter, ours: str | 
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or ["no reason was given"])[0]

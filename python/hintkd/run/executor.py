@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from hintkd.errors import ProgramDied, StageFailed, UserError
+
+ANSWER = 10_000                             # characters of an interpreter's answer that are read
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,22 @@ class Interpreter:
         """The version of the caffe that this interpreter imports.  Raises UserError if it cannot."""
         code = "from hintkd.backend import engine; print(engine('caffe'))"
         try:
-            done = subprocess.run([self.python, "-c", code], cwd=self.workspace, env=self.environment(), capture_output=True, text=True,
-                                  check=False)
+            with TemporaryFile("w+") as errors, subprocess.Popen(
+                    [self.python, "-c", code], cwd=self.workspace, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                    stderr=errors, text=True) as process:
+                assert process.stdout
+                said = process.stdout.read(ANSWER)
+                if len(said) == ANSWER:                      # whatever this is, it goes on talking
+                    process.kill()
+                process.wait()
+                errors.seek(0)
+                complaints = errors.read(ANSWER).strip().splitlines()
         except OSError as error:
             raise UserError(f"--caffe-python {self.python}: {error.strerror}") from None
-        if done.returncode:
-            why = without_kind((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+        if process.returncode or not said.strip():
+            why = without_kind(complaints[-1]) if complaints else "it does not say why"
             raise UserError(f"--caffe-python {self.python} cannot import caffe: {why}")
-        return done.stdout.strip().splitlines()[-1]
+        return said.strip().splitlines()[-1]
 
 
 def without_kind(line: str) -> str:

@@ -25,8 +25,9 @@ UNNEEDED = "nothing needs it any more"
 
 @dataclass(frozen=True)
 class Cure:
-    """Of a damaged file: the sentence that names it, and what mends it."""
-    sentence: str
+    """Of a damaged file: what is wrong with it, what is done about it in words and in fact; `act` raises UserError where that cannot be."""
+    damage: str
+    then: str
     act: Callable[[], None]
 
 
@@ -40,9 +41,12 @@ def mend(plan: Plan, tell: Callable[[str], None], repair: bool = True) -> None:
             if mine and repair:
                 adopt(task, tell)
             for cure in cures(task, plan) if mine else ():
-                tell(cure.sentence)
-                if repair:
-                    cure.act()
+                try:
+                    if repair:
+                        cure.act()
+                    tell(f"{cure.damage}; {cure.then}")
+                except UserError:                            # what it would be made of is not there, either
+                    tell(f"{cure.damage}; {UNNEEDED}")
 
 
 @contextmanager
@@ -74,10 +78,11 @@ def cures(task: Task, plan: Plan) -> list[Cure]:
         result = task.result()
     except Damaged as damage:
         if (task.folder / "result.json").exists() or task.weights.exists():
-            return [Cure(f"{damage}; {AGAIN}", partial(take_up_again, task))]
+            return [Cure(str(damage), AGAIN, partial(take_up_again, task))]
         return [_cure(task, name, "it is written again", lambda: None) for name in changed_inputs(task)]
     wrong, final, weights = damages(task), result["weights"], task.weights.name
-    if "predictions.npz" in wrong or (final in wrong and (weights in wrong or not task.weights.exists())):
+    has_final = final in result.get("digests", {}) and final not in wrong
+    if "predictions.npz" in wrong or (not has_final and (weights in wrong or not task.weights.exists())):
         return [_cure(task, name, AGAIN, partial(take_up_again, task)) for name in wrong if name in ("predictions.npz", final, weights)]
     found = []
     for name in wrong:
@@ -93,7 +98,7 @@ def cures(task: Task, plan: Plan) -> list[Cure]:
 
 
 def _cure(task: Task, name: str, then: str, act: Callable[[], None]) -> Cure:
-    return Cure(f"{task.folder / name} {fault(task.folder / name)}; {then}", act)
+    return Cure(f"{task.folder / name} {fault(task.folder / name)}", then, act)
 
 
 def take_up_again(task: Task) -> None:
@@ -110,14 +115,16 @@ def changed_inputs(task: Task) -> list[str]:
 
 
 def write_again(name: str, task: Task, plan: Plan) -> None:
-    """Write an input of a finished task again, or forget it where the weights that it is made of are not there."""
-    group = task.begun_in or [task.key]
+    """Write an input of a finished task again, with all others.
+
+    Raises UserError, and forgets it, where the weights that it is made of are not there.
+    """
+    result, group = task.result(), task.begun_in or [task.key]
     try:
-        write_folder(task, plan, stage_json(task, group, plan.setting))
+        write_folder(task, plan, stage_json(task, group, plan.setting), result["digests"].get("init.caffemodel"))
     except UserError:
         forget(name, task)
-        return
-    result = task.result()
+        raise
     again = {each: sha256_of(task.folder / each) for each in INPUTS if (task.folder / each).exists()}
     write_sealed(task.folder / "result.json", {**result, "digests": {**result["digests"], **again}})
 

@@ -26,7 +26,8 @@ class Bars:
     def __init__(self, console: Console, label: Callable[[Task], str], seconds: Callable[[Task], float]):
         self.console, self.label, self.seconds = console, label, seconds
         self.bars = Progress(TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.percentage:>3.0f}%"),
-                             TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal, transient=True)
+                             TextColumn("{task.fields[note]}"), console=console, transient=True,
+                             disable=console.quiet or not console.is_terminal)
         self.shown: dict[str, tuple[TaskID, Tail, Task]] = {}
         self.total = self.ended = 0
         self.spent = 0.0                                     # expected seconds of the tasks that ended
@@ -78,7 +79,7 @@ class Bars:
 
     def failed(self, task: Task, sentence: str) -> None:
         self._end(task, "")
-        self.console.print(f"[red]{self.label(task)} failed:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+        warn(self.console, sentence, f"{self.label(task)} failed")
 
     def _end(self, task: Task, line: str) -> None:
         if task.key in self.shown:
@@ -99,6 +100,7 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def warn(console: Console, sentence: str) -> None:
-    """Tell what is not as it should be while the work goes on."""
-    console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+def warn(console: Console, sentence: str, kind: str = "note") -> None:
+    """Tell what is not as it should be while the work goes on; a console that is quiet leaves it to the standard error."""
+    where = Console(stderr=True) if console.quiet else console
+    where.print(f"[{'yellow' if kind == 'note' else 'red'}]{escape(kind)}:[/] {escape(sentence)}", highlight=False, soft_wrap=True)

@@ -250,11 +250,12 @@ def stage_json(task: Task, group: list[str], setting: Setting, device_id: int = 
             "precision": setting.precision, "fast": True, "inexact": inexact}
 
 
-def write_folder(task: Task, plan: Plan, told: dict[str, Any]) -> None:
+def write_folder(task: Task, plan: Plan, told: dict[str, Any], init: str | None = None) -> None:
     """All that the stage program needs, also for `caffe train --solver=FOLDER/solver.prototxt --weights=FOLDER/init.caffemodel`.
 
-    `told` is its stage.json, to which the digest of the weights in is added.  Writing it again changes nothing, so that it may be
-    written while another process runs the stage.
+    told    its stage.json, to which the digest of the weights in is added
+    init    that digest, where it is known from elsewhere than the stage.json that is there
+    Writing it again changes nothing, so that it may be written while another process runs the stage.
     """
     folder = task.folder
     solver = caffe_pb2.SolverParameter()
@@ -265,17 +266,17 @@ def write_folder(task: Task, plan: Plan, told: dict[str, Any]) -> None:
     write_file(folder / "net.prototxt", write_text(task.stage.net))
     write_file(folder / "solver.prototxt", write_text(solver))
     write_sealed(folder / "key.json", {"key": task.key, "parts": plan.keys.parts(task.stage)})
-    digest = write_init(task, plan) if task.stage.weights_in else None
+    digest = write_init(task, plan, init) if task.stage.weights_in else None
     write_json(folder / "stage.json", {**told, "init": digest})
 
 
-def write_init(task: Task, plan: Plan) -> str:
+def write_init(task: Task, plan: Plan, known: str | None = None) -> str:
     """Write the weights in, unless they are there as they were written; their digest."""
     init = task.folder / "init.caffemodel"
     with suppress(Damaged):
-        known = read_sealed(task.folder / "stage.json").get("init")
-        if known and is_whole(init, known):
-            return str(known)
+        known = known or read_sealed(task.folder / "stage.json").get("init")
+    if known and is_whole(init, known):
+        return known
     write_weights(init, compose(task, plan).items())
     return sha256_of(init)
 

@@ -32,6 +32,7 @@ from hintkd.run.keys import Setting
 from hintkd.run.mend import mend
 from hintkd.run.progress import Bars, clock, counted, warn
 from hintkd.run.runner import Plan, Runner, Task
+from hintkd.run.scalars import Scalars
 from hintkd.study import record
 from hintkd.study.record import Run
 from hintkd.study.table import TEACHER, Table, find_table, load_table, table_names
@@ -79,6 +80,8 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
     limits.require("--threads", threads, limits.Range(1, MOST_CORES if scheduler else limits.cores(), whole=True))
     limits.require("--jobs", 1 if jobs is None else jobs, limits.JOBS)
     limits.require("--together", together, limits.TOGETHER)
+    if scheduler is not None and not scheduler.strip():
+        raise UserError("--scheduler is empty: give the address that `dask scheduler` prints")
     if precision not in backend.PRECISIONS:
         raise UserError(f"--precision {precision}: choose one of {', '.join(backend.PRECISIONS)}")
     if name == "caffe" and (precision != "fp32" or together > 1):
@@ -200,10 +203,10 @@ def labels(runs: list[Run], plan: Plan) -> dict[str, str]:
 
 # --------------------------------------------------------------------------------------------------------------------- running
 
-def reproduce(request: Request, used: Resources, console: Console, dry_run: bool = False) -> bool:
+def reproduce(request: Request, used: Resources, console: Console, dry_run: bool = False, log_dir: Path | None = None) -> bool:
     """Run what is not finished of a request and write its records; whether all of it is there now.
 
-    Says before what it will take.  With `dry_run` it lists the stages and stops.
+    Says before what it will take.  With `dry_run` it lists the stages and stops; `log_dir` gets curves for TensorBoard.
     """
     runs = request.runs()
     stages, tell = [stage for run in runs for stage in run.stages], partial(warn, console)
@@ -213,12 +216,18 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     for path in {weights.source for stage in stages for weights in stage.weights_in if isinstance(weights.source, Path)}:
         backend.read_weights(path)                           # whether it can be read is said before anything runs
     named = labels(runs, plan)
+
+    def label(task: Task) -> str:
+        return named[task.key]
     mend(plan, tell, repair=not dry_run)
     todo = plan.unfinished()
     console.print(f"{request.table.title}: {counted(len(plan.tasks), 'stage')}, {len(plan.tasks) - len(todo)} of them finished",
                   highlight=False)
     failures: dict[str, str] = {}
     clear()
+    scalars = Scalars(log_dir, label) if log_dir and not dry_run else None
+    if scalars:
+        scalars.copy(plan.tasks.values())
     if not dry_run:
         request.save(used, {stage_name(run, i): plan.keys.key(stage) for run in runs for i, stage in enumerate(run.stages)}, tell)
     if todo:
@@ -232,8 +241,9 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
                           f"{used.scheduler or used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk", highlight=False)
             if dry_run:
                 return False
-            with Bars(console, lambda task: named[task.key], cost.of) as bars:
-                runner = Runner(executor, used.interpreter, bars, cost.of, lambda task: keep(request, runs, plan, tell, task),
+            with Bars(console, label, cost.of) as bars:
+                watcher = scalars.before(bars) if scalars else bars
+                runner = Runner(executor, used.interpreter, watcher, cost.of, lambda task: keep(request, runs, plan, tell, task),
                                 used.device_id, used.inexact)
                 runner.run(plan)
         failures = runner.failures
@@ -241,7 +251,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     lost = [f"{run.experiment.method} net{run.experiment.net}" for run in runs
             if run.experiment.method != TEACHER and any(plan.task(stage).key in failures for stage in run.stages)]
     if lost:
-        console.print(f"not done: {', '.join(lost)}", markup=False, highlight=False, soft_wrap=True)
+        warn(console, ", ".join(lost), "not done")
     return not failures
 
 

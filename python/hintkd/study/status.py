@@ -8,10 +8,12 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from hintkd.errors import Damaged, UserError
@@ -34,13 +36,18 @@ class State:
     detail: str = ""
 
 
-def show(console: Console, table: str | None = None) -> None:
-    """Print the state of every stage of the saved requests, or of those of one table.  Raises UserError if there are none."""
+def requests(table: str | None = None) -> list[Path]:
+    """The saved requests, or those of one table.  Raises UserError if there are none."""
     paths = [path for path in sorted(REQUESTS.glob("*.json")) if table is None or path.stem == table or path.stem.startswith(f"{table}-")]
     if not paths:
         what = f"{table} was not" if table else "nothing was"
         raise UserError(f"{what} asked for in {Path.cwd()}: start with `hintkd reproduce {table or 'TABLE'}`")
-    for path in paths:
+    return paths
+
+
+def show(console: Console, table: str | None = None) -> None:
+    """Print the state of every stage of the saved requests, or of those of one table.  Raises UserError if there are none."""
+    for path in requests(table):
         try:
             request, found = look(path)
         except Damaged as damage:
@@ -50,8 +57,21 @@ def show(console: Console, table: str | None = None) -> None:
         console.print(f"{request.name}: {finished} of {counted(len(found), 'stage')} finished", highlight=False)
         grid = Grid("stage", "state", "", box=None, pad_edge=False)
         for state in found:
-            grid.add_row(state.name, state.state, state.detail)
+            grid.add_row(state.name, state.state, escape(state.detail))
         console.print(grid)
+
+
+def data(table: str | None = None) -> list[dict[str, Any]]:
+    """The same as JSON has it; a damaged request has what is wrong with it in the place of its stages."""
+    found: list[dict[str, Any]] = []
+    for path in requests(table):
+        try:
+            request, states = look(path)
+        except Damaged as damage:
+            found.append({"name": path.stem, "damaged": str(damage)})
+        else:
+            found.append({"name": request.name, "stages": [asdict(state) for state in states]})
+    return found
 
 
 def look(path: Path) -> tuple[Request, list[State]]:

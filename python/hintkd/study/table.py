@@ -33,12 +33,12 @@ from hintkd.files import read_sealed
 from hintkd.methods.hint_2019 import METHODS
 from hintkd.seeds import TABLE_SEEDS
 from hintkd.study.claims import ClaimField
+from hintkd.study.names import FOLDERS
+from hintkd.study.names import table_names as table_names
 from hintkd.study.yaml_file import read_yaml
 
 TEACHER, ORIGINAL = "teacher", "original"                    # rows of every table: the teacher (one net) and the student without one
 WITHOUT_TEACHER = (ORIGINAL, "sl-resnet")
-FOLDERS = (Path("results/paper"),                            # of the workspace; of the installed package; of a checkout
-           Path(__file__).parents[1] / "paper", Path(__file__).parents[3] / "results" / "paper")
 
 
 def near(name: object, known: Sequence[str]) -> str:
@@ -286,15 +286,6 @@ def find_table(name: str | Path) -> Table:
         if (folder / f"{name}.yaml").is_file():
             return load_table(folder / f"{name}.yaml")
     raise UserError(f"there is no table {str(name)!r}; {near(name, table_names())}")
-
-
-def table_names() -> list[str]:
-    """The names that `find_table` knows, in the paper's order."""
-    def order(name: str) -> tuple[str, int]:
-        found = re.fullmatch(r"(\D*)(\d*)", name)
-        return (found[1], int(found[2] or 0)) if found else (name, 0)
-    names = {path.stem for folder in FOLDERS for path in folder.glob("*.yaml")}
-    return sorted(names, key=lambda name: (not name.startswith("table"), *order(name)))
 
 
 def load_table(path: Path) -> Table:

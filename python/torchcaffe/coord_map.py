@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeAssertionError, CaffeError, CaffeKeyError, CaffeRuntimeError
 from torchcaffe.net_spec import Function, Top, layers
 
 PASS_THROUGH_LAYERS = ["AbsVal", "BatchNorm", "Bias", "BNLL", "Dropout", "Eltwise", "ELU", "Log", "LRN", "Exp", "MVN", "Power", "ReLU",
@@ -31,8 +31,9 @@ def conv_params(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     given = fn.params.get("convolution_param", fn.params.get("pooling_param", fn.params))
     legacy = sorted({f"{what}_{side}" for what in ("pad", "kernel", "stride") for side in "hw"} & set(given))
     if legacy or "kernel_size" not in given:
-        raise CaffeError(f"layers.{fn.type_name}: the coordinates of a crop are worked out from kernel_size, stride and pad"
-                         + (f", not from {', '.join(legacy)}" if legacy else ", but there is no kernel_size"))
+        kind = CaffeAssertionError if "kernel_size" in given else CaffeKeyError
+        raise kind(f"layers.{fn.type_name}: the coordinates of a crop are worked out from kernel_size, stride and pad"
+                   + (f", not from {', '.join(legacy)}" if legacy else ", but there is no kernel_size"))
     size, dilation = (np.array(given.get(name, 1), ndmin=1) for name in ("kernel_size", "dilation"))
     stride, pad = np.array(given.get("stride", 1), ndmin=1), np.array(given.get("pad", 0), ndmin=1)
     return given.get("axis", 1), stride, (size - 1) * dilation + 1, pad
@@ -80,8 +81,8 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
     for top, to_map in _sources(top_to).items():
         if top in sources:
             return compose(to_map, inverse(sources[top]))
-    raise CaffeError(f"there is no map from the top of layers.{top_from.fn.type_name} to that of layers.{top_to.fn.type_name}: "
-                     "no spatial layers lead from a common blob to both")
+    raise CaffeRuntimeError(f"there is no map from the top of layers.{top_from.fn.type_name} to that of layers.{top_to.fn.type_name}: "
+                            "no spatial layers lead from a common blob to both")
 
 
 def _sources(top: Top) -> dict[Top, Map]:
@@ -102,13 +103,14 @@ def _sources(top: Top) -> dict[Top, Map]:
 def crop(top_from: Top, top_to: Top) -> Top:
     """A Crop layer that cuts `top_from` down to the pixels of `top_to`.
 
-    Raises CaffeError where the two differ in scale, or lie apart by less than a pixel or the wrong way round.
+    Raises CaffeAssertionError where the two differ in scale, or lie apart by less than a pixel or the wrong way round.
     """
     axis, scale, shift = coord_map_from_to(top_from, top_to)
     offset = -np.array(shift, float, ndmin=1)
     if not np.all(np.asarray(scale) == 1) or (offset < 0).any() or (np.round(offset) != offset).any():
-        raise CaffeError(f"layers.{top_from.fn.type_name} cannot be cropped to layers.{top_to.fn.type_name}: coordinates are scaled "
-                         f"by {scale} and shifted by {shift}, and a crop takes scale 1 and a shift of whole pixels, none above 0")
+        raise CaffeAssertionError(f"layers.{top_from.fn.type_name} cannot be cropped to layers.{top_to.fn.type_name}: coordinates are "
+                                  f"scaled by {scale} and shifted by {shift}, and a crop takes scale 1 and a shift of whole pixels, "
+                                  "none above 0")
     first = 2 if axis is None else axis + 1
     cropped: Top = layers.Crop(top_from, top_to, crop_param={"axis": first, "offset": offset.astype(int).tolist()})
     return cropped

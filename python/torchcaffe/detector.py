@@ -13,7 +13,7 @@ import numpy as np
 
 from torchcaffe import io
 from torchcaffe.classifier import transformer_of
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeAssertionError, CaffeError, CaffeImportError
 from torchcaffe.net import TEST, Net
 
 Window = Sequence[float]                                    # ymin, xmin, ymax, xmax in pixels, the last two not included
@@ -44,8 +44,9 @@ class Detector(Net):
         return [{"window": window, "prediction": row, "filename": filename} for (window, filename), row in zip(asked, found, strict=True)]
 
     def detect_selective_search(self, image_fnames: Sequence[str]) -> list[dict[str, Any]]:
-        """Raises CaffeError: pycaffe runs Selective Search in MATLAB here."""
-        raise CaffeError("Selective Search is MATLAB code and not part of this; find the windows by other means and call detect_windows")
+        """Raises CaffeImportError: pycaffe runs Selective Search in MATLAB here."""
+        raise CaffeImportError("Selective Search is MATLAB code and not part of this; "
+                               "find the windows by other means and call detect_windows")
 
     def crop(self, im: np.ndarray, window: Window) -> np.ndarray:
         """The window of an image (height, width, channels), with its context at the net's size if context_pad is set."""
@@ -62,7 +63,7 @@ class Detector(Net):
         first, last = np.clip(first, 0, im.shape[:2]).astype(int), np.clip(last, 0, im.shape[:2]).astype(int)
         inside = np.minimum(np.rint((last - first + 1) * per_pixel).astype(int), size - pad)
         if (last <= first).any() or (inside <= 0).any():
-            raise CaffeError(f"the window {tuple(window)} lies outside of its image of {im.shape[0]}x{im.shape[1]} pixels")
+            raise CaffeAssertionError(f"the window {tuple(window)} lies outside of its image of {im.shape[0]}x{im.shape[1]} pixels")
         crop = np.array(self.crop_mean)
         crop[pad[0]:pad[0] + inside[0], pad[1]:pad[1] + inside[1]] = io.resize_image(im[first[0]:last[0], first[1]:last[1]], inside)
         return crop

@@ -11,12 +11,47 @@ class CaffeError(Exception):
 
     The command line tools print it and exit with 2; from Python it is an ordinary exception.
     Where BVLC Caffe stops the process with a failed CHECK, torchcaffe raises this.  `layer` names the layer the sentence
-    is about, so that whoever knows the file can add the line.
+    is about, so that whoever knows the file can add the line.  Where pycaffe raises an error of Python's own, the subclass below that is
+    of that type too is raised, so that scripts written for pycaffe catch what they always caught.
     """
 
     def __init__(self, message: str, layer: str | None = None):
         super().__init__(re.sub(r"[\0-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message))     # names in files may hold line ends
         self.layer = layer
+
+    __str__ = Exception.__str__                         # a KeyError's own would quote the sentence
+
+
+class CaffeAssertionError(CaffeError, AssertionError):
+    """coord_map: what cannot be cropped."""
+
+
+class CaffeAttributeError(CaffeError, AttributeError):
+    """net_spec: a parameter that is no field of a message."""
+
+
+class CaffeImportError(CaffeError, ImportError):
+    """A package that is not installed."""
+
+
+class CaffeKeyError(CaffeError, KeyError):
+    """Net.forward and backward: a blob that is not there."""
+
+
+class CaffeOSError(CaffeError, OSError):
+    """io.load_image: a file that cannot be read."""
+
+
+class CaffeRuntimeError(CaffeError, RuntimeError):
+    """Files that cannot be opened, arrays for a MemoryData layer, tops that no map connects (C++: std::runtime_error)."""
+
+
+class CaffeTypeError(CaffeError, TypeError):
+    """Arguments of another number or type than a function takes (C++: Boost.Python.ArgumentError)."""
+
+
+class CaffeValueError(CaffeError, ValueError):
+    """Arrays of a wrong shape, layers that are not there."""
 
 
 class SidecarError(CaffeError):

@@ -18,11 +18,11 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, EncodeError, Message
 
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, CaffeRuntimeError
+from torchcaffe.files import StrPath, read_bytes, require_regular
 from torchcaffe.proto import caffe_pb2, upgrade
 
 M = TypeVar("M", bound=Message)
-StrPath = str | os.PathLike[str]
 Weights = list[tuple[str, list[np.ndarray | None]]]
 DEFLATE = 1032                                  # the most that HDF5's compression can shrink anything
 
@@ -120,7 +120,7 @@ def write_text(path: StrPath, text: str) -> None:
 def read_message(path: StrPath, message: M, what: str) -> M:
     """Merge the binary file into `message` and return it; `what` it should be is for errors only."""
     try:
-        message.ParseFromString(Path(path).read_bytes())
+        message.ParseFromString(read_bytes(path))
     except OSError as error:
         raise CaffeError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (DecodeError, ValueError):
@@ -130,10 +130,11 @@ def read_message(path: StrPath, message: M, what: str) -> M:
 
 def _is_hdf5(path: StrPath) -> bool:
     try:
+        require_regular(path)
         with open(path, "rb") as file:
             return file.read(8) == b"\x89HDF\r\n\x1a\n"
     except (OSError, ValueError) as error:                  # a path with a zero in it
-        raise CaffeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise CaffeRuntimeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _named(path: StrPath, action: Callable[[], Any]) -> Any:

@@ -13,7 +13,8 @@ from math import prod
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, CaffeImportError, CaffeOSError, CaffeValueError
+from torchcaffe.files import require_regular
 from torchcaffe.proto import caffe_pb2
 
 Shape = tuple[int, ...]
@@ -22,9 +23,12 @@ LUMA = (0.2125, 0.7154, 0.0721)                             # of red, green and 
 
 # -- messages ------------------------------------------------------------------------------------------------------
 def array_to_datum(arr: np.ndarray, label: int | None = None) -> caffe_pb2.Datum:
-    """A Datum with `arr` (channels, height, width): as bytes if it is uint8, as floats otherwise.  Raises CaffeError for other axes."""
+    """A Datum with `arr` (channels, height, width): as bytes if it is uint8, as floats otherwise.
+
+    Raises CaffeValueError for other axes.
+    """
     if arr.ndim != 3:
-        raise CaffeError(f"an image has three axes (channels, height, width), not shape {arr.shape}")
+        raise CaffeValueError(f"an image has three axes (channels, height, width), not shape {arr.shape}")
     datum = caffe_pb2.Datum(channels=arr.shape[0], height=arr.shape[1], width=arr.shape[2])
     if arr.dtype == np.uint8:
         datum.data = arr.tobytes()
@@ -73,7 +77,7 @@ def blobprotovector_str_to_arraylist(string: bytes) -> list[np.ndarray]:
 
 def _shaped(data: np.ndarray, shape: Shape, what: str) -> np.ndarray:
     if min(shape, default=1) < 0 or data.size != prod(shape):
-        raise CaffeError(f"the {what} holds {data.size} values, which do not fit its shape {shape}")
+        raise CaffeValueError(f"the {what} holds {data.size} values, which do not fit its shape {shape}")
     return data.reshape(shape)
 
 
@@ -150,17 +154,19 @@ class Transformer:
         self.raw_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: np.ndarray) -> None:
-        """What is subtracted: one number per channel, or an image (channels, height, width), resized if its size differs."""
+        """What is subtracted: one number per channel, or an image (channels, height, width), resized if its size differs.
+
+        An image of two axes has the size of an input of one channel, and is not resized.  Raises CaffeValueError for any other array.
+        """
         shape = self._shape(in_)[1:]
         if mean.ndim == 1:
             if mean.shape != shape[:1]:
-                raise CaffeError(f"'{in_}' has {shape[0]} channels, the mean {mean.shape[0]}")
+                raise CaffeValueError(f"'{in_}' has {shape[0]} channels, the mean {mean.shape[0]}")
             mean = mean[:, None, None]
-        elif mean.ndim not in (2, 3):
-            raise CaffeError(f"a mean is one number per channel or an image of three axes, not an array of shape {mean.shape}")
-        elif (1,) * (3 - mean.ndim) + mean.shape != shape:
-            if mean.ndim == 2:
-                mean = mean[None]
+        elif mean.ndim != 3 and (1, *mean.shape) != shape:
+            raise CaffeValueError(f"'{in_}' takes a mean of one number per channel, or an image of three axes (channels, height, width), "
+                                  f"not an array of shape {mean.shape}")
+        elif mean.ndim == 3 and mean.shape != shape:
             mean = resize_image(mean.transpose(1, 2, 0), shape[1:]).transpose(2, 0, 1)
         self.mean[in_] = mean
 
@@ -178,17 +184,18 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     try:
         from PIL import Image
     except ImportError:
-        raise CaffeError(f"{filename}: reading image files takes Pillow: pip install 'hintkd[images]'") from None
+        raise CaffeImportError(f"{filename}: reading image files takes Pillow: pip install 'hintkd[images]'") from None
     try:
+        require_regular(filename)
         with Image.open(filename) as picture:
             deep = picture.mode.startswith("I;16")
             gray = deep or picture.mode in ("1", "L")
             pixels = np.asarray(picture if deep else picture.convert("L" if gray else "RGB"), float)
             mode = picture.mode
     except Exception as error:  # noqa: BLE001    Pillow raises a dozen types on damaged images
-        raise CaffeError(f"{filename}: cannot be read as an image ({error})") from None
+        raise CaffeOSError(f"{filename}: cannot be read as an image ({error})") from None
     if mode in ("I", "F"):
-        raise CaffeError(f"{filename}: holds pixels of 32 bits; write it with 8 or 16")
+        raise CaffeValueError(f"{filename}: holds pixels of 32 bits; write it with 8 or 16")
     pixels /= 65535 if deep else 255
     if gray:
         pixels = np.repeat(pixels[:, :, None], 3 if color else 1, 2)
@@ -204,8 +211,8 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
     stay corners.  So do scikit-image's resize and scipy's zoom, which pycaffe calls for the one and the other.
     """
     if im.ndim != 3 or 0 in im.shape or interp_order not in (0, 1):
-        raise CaffeError("resize_image takes an image (height, width, channels) and interp_order 0 or 1, "
-                         f"not shape {im.shape} and {interp_order}")
+        raise CaffeValueError("resize_image takes an image (height, width, channels) and interp_order 0 or 1, "
+                              f"not shape {im.shape} and {interp_order}")
     least, size = float(im.min()), [int(n) for n in new_dims[:2]]
     squares = im.shape[2] in (1, 3)
     rows, columns = (_places(old, new, squares, interp_order) for old, new in zip(im.shape, size, strict=False))
@@ -234,8 +241,8 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
     """
     full, size = np.array(images[0].shape[:2]), np.array(crop_dims[:2], int)
     if any(image.shape != images[0].shape for image in images) or (size > full).any():
-        raise CaffeError(f"crops of {size[0]}x{size[1]} need images of one size, at least as large; they have "
-                         f"{', '.join(map(str, sorted({image.shape for image in images})))}")
+        raise CaffeValueError(f"crops of {size[0]}x{size[1]} need images of one size, at least as large; they have "
+                              f"{', '.join(map(str, sorted({image.shape for image in images})))}")
     bottom, right = full - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = [[image[y:y + size[0], x:x + size[1]] for y, x in corners] for image in images]

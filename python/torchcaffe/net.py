@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchcaffe import formats, glog, settings
 from torchcaffe.batches import Batches
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, CaffeKeyError, CaffeRuntimeError, CaffeTypeError, CaffeValueError
 from torchcaffe.graph import debug
 from torchcaffe.graph import filter as graph
 from torchcaffe.graph.blob import Blob
@@ -45,10 +45,10 @@ class Net(Batches):
         older = bool(positional) and isinstance(positional[0], (str, Path))
         names = ("weights", "phase") if older else ("phase", "level", "stages", "weights")
         if len(positional) > len(names):
-            raise CaffeError(f"{network_file}: Net takes {', '.join(('network_file', *names))}, not {len(positional) + 1} arguments")
+            raise CaffeTypeError(f"{network_file}: Net takes {', '.join(('network_file', *names))}, not {len(positional) + 1} arguments")
         given = {"phase": phase, "level": level, "stages": stages, "weights": weights} | dict(zip(names, positional, strict=False))
         if given["phase"] not in (TRAIN, TEST):
-            raise CaffeError(f"{network_file}: phase {given['phase']!r} is not caffe.TRAIN or caffe.TEST")
+            raise CaffeTypeError(f"{network_file}: phase {given['phase']!r} is not caffe.TRAIN or caffe.TEST")
         param = graph.set_state(prototxt.read_net(network_file), given["phase"], given["level"], list(given["stages"] or []))
         self._build(param, Streams(settings.next_net_seed(), settings.solver_rank()), str(network_file))
         if given["weights"] is not None:
@@ -95,7 +95,7 @@ class Net(Batches):
             if error.layer is None:
                 raise
             line = prototxt.layer_line(self.source, error.layer)
-            raise CaffeError(f"{self.source}:{line}: {error}" if line else f"{self.source}: {error}") from None
+            raise type(error)(f"{self.source}:{line}: {error}" if line else f"{self.source}: {error}") from None
 
     # -- looking at it ---------------------------------------------------------------------------------------------
     @property
@@ -286,7 +286,7 @@ class Net(Batches):
         """Give the MemoryData layer, which must be the first layer, its records (float32, 4-D) and labels."""
         layer = self.graph.nodes[0].layer
         if layer.type != "MemoryData":
-            raise CaffeError(f"set_input_arrays needs a MemoryData layer as the first layer, not {layer.type} '{layer.name}'")
+            raise CaffeRuntimeError(f"set_input_arrays needs a MemoryData layer as the first layer, not {layer.type} '{layer.name}'")
         layer.set_arrays(data, labels)  # type: ignore[attr-defined]
 
     # -- weights ---------------------------------------------------------------------------------------------------
@@ -364,13 +364,13 @@ class Net(Batches):
 
     def _layer_index(self, name: str) -> int:
         if name not in self.layer_dict:
-            raise CaffeError(f"{self.source}: no layer '{name}'")
+            raise CaffeValueError(f"{self.source}: no layer '{name}'")
         return self._layer_names.index(name)
 
     def _known(self, names: set[str]) -> list[str]:
         for name in names:
             if name not in self.blobs:
-                raise CaffeError(f"{self.source}: no blob '{name}'")
+                raise CaffeKeyError(f"{self.source}: no blob '{name}'")
         return [name for name in self.blobs if name in names]
 
 

@@ -16,9 +16,13 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeAttributeError, CaffeError, CaffeKeyError, CaffeTypeError, CaffeValueError
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.proto.prototxt import nearest
+
+
+class NoTop(CaffeAttributeError, CaffeKeyError):
+    """A name that a NetSpec does not have."""
 
 
 class Top:
@@ -43,8 +47,8 @@ class Function:
         self.type_name, self.inputs, self.params = type_name, tuple(inputs), dict(params)
         for number, bottom in enumerate(self.inputs):
             if not isinstance(bottom, Top):
-                made = " (a layer without tops)" if isinstance(bottom, Function) else ""
-                raise CaffeError(f"layers.{type_name}: input {number} is a {type(bottom).__name__}{made}, not a top of another layer")
+                made = ": a layer without tops" if isinstance(bottom, Function) else ""
+                raise CaffeTypeError(f"{type_name} input {number} is not a Top (type is {type(bottom)}{made})")
         self.ntop: int = self.params.pop("ntop", 1)
         self.in_place: bool = self.params.pop("in_place", False)
         self.tops = tuple(Top(self, n) for n in range(self.ntop))
@@ -78,7 +82,7 @@ def assign_proto(proto: Message, name: str, val: Any) -> None:
 def _assign(message: Message, name: str, value: Any, where: str, others: set[str]) -> None:
     fields = message.DESCRIPTOR.fields_by_name
     if name not in fields:
-        raise CaffeError(f"{where} has no parameter '{name}'{nearest(name, {*fields, *others})}")
+        raise CaffeAttributeError(f"{where} has no parameter '{name}'{nearest(name, {*fields, *others})}")
     target, field = getattr(message, name), fields[name]
     try:
         if hasattr(target, "extend"):
@@ -96,8 +100,11 @@ def _assign(message: Message, name: str, value: Any, where: str, others: set[str
             target.CopyFrom(value)
         else:
             setattr(message, name, value)
+    except CaffeError:                                      # of a message in a message
+        raise
     except (TypeError, ValueError, AttributeError) as error:
-        raise CaffeError(f"{where}: {name} cannot be {value!r} ({error})") from None
+        kinds = {ValueError: CaffeValueError, AttributeError: CaffeAttributeError}
+        raise kinds.get(type(error), CaffeTypeError)(f"{where}: {name} cannot be {value!r} ({error})") from None
 
 
 def _fill(message: Message, values: dict[str, Any], where: str) -> None:
@@ -160,7 +167,7 @@ class NetSpec:
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.tops:
-            raise AttributeError(f"the NetSpec has no top '{name}'")
+            raise NoTop(f"the NetSpec has no top '{name}'")
         return self.tops[name]
 
     def __setitem__(self, name: str, value: Top | Function) -> None:
@@ -188,7 +195,7 @@ class NetSpec:
         """The net of all that was assigned, in that order, and what it needs."""
         for name, value in self.tops.items():
             if not isinstance(value, (Top, Function)):
-                raise CaffeError(f"NetSpec: '{name}' is a {type(value).__name__}, not a top; several tops come as a tuple")
+                raise CaffeAttributeError(f"NetSpec: '{name}' is a {type(value).__name__}, not a top; several tops come as a tuple")
         return _net(map(self._function, self.tops.values()), {value: name for name, value in self.tops.items()})
 
     @staticmethod

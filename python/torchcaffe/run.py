@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torchcaffe
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_bytes
 
 USAGE = "usage: python -m torchcaffe.run script.py [arguments...]"
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(script: str) -> None:
     """Raise CaffeError for a file that cannot be run."""
     try:
-        compile(Path(script).read_bytes(), script, "exec")
+        compile(read_bytes(script), script, "exec")
     except OSError as error:
         raise CaffeError(f"{script}: cannot be read ({error.strerror or error})") from None
     except (SyntaxError, ValueError) as error:

@@ -100,7 +100,7 @@ def test_a_parameter_that_is_none_names_layer_and_parameter(make, message):
 
 def test_bottoms_must_be_tops():
     data = L.Data(ntop=2)
-    with pytest.raises(caffe.CaffeError, match="layers.ReLU: input 0 is a tuple"):
+    with pytest.raises(caffe.CaffeError, match="ReLU input 0 is not a Top .type is .*tuple"):
         L.ReLU(data)
     n = caffe.NetSpec()
     n.both = data

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import h5py  # type: ignore[import-untyped]
 import numpy as np
 
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_text, require_regular
 from torchcaffe.formats import require_stored
 
 Permutation = Callable[[str, int, int], np.ndarray]         # (what is permuted, pass, length) -> order
@@ -28,7 +28,7 @@ class RowFiles:
     def __init__(self, source: str, datasets: Sequence[str], permutation: Permutation = in_order):
         self.datasets, self.permutation = list(datasets), permutation
         try:
-            self.files = Path(source).read_text().split()
+            self.files = read_text(source).split()
         except (OSError, UnicodeDecodeError) as error:
             raise CaffeError(f"cannot read the list of HDF5 files {source}: {error}") from None
         if not self.files:
@@ -88,6 +88,7 @@ class RowFiles:
 
 def _opened(path: str) -> h5py.File:
     try:
+        require_regular(path)
         return h5py.File(path, "r")
     except OSError as error:
         raise CaffeError(f"cannot read the HDF5 file {path}: {error}") from None

@@ -5,12 +5,12 @@ Where the images are (a database, a list of files) is the business of whoever ha
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from torchcaffe.data import datum
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_bytes, read_text
 
 KEEP_BYTES = 2 * 2**30
 FIXED = 2048                                    # one, in the fixed-point weights of OpenCV's bilinear resize
@@ -61,7 +61,7 @@ def read_list(path: str) -> list[tuple[str, int]]:
     Caffe: image_data_layer.cpp, convert_imageset.cpp.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_text(path, "surrogateescape").splitlines()
     except OSError as error:
         raise CaffeError(f"cannot read the list of images {path} ({error.strerror or error})") from None
     found = []
@@ -86,7 +86,7 @@ def read_file(path: str, color: bool = True, height: int = 0, width: int = 0) ->
     Caffe: io.cpp (ReadImageToCVMat).
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except (OSError, ValueError) as error:
         raise CaffeError(f"cannot read the image {path} ({getattr(error, 'strerror', None) or error})") from None
     image = datum.decode(data, path, color)

@@ -25,6 +25,7 @@ from torchcaffe.proto import caffe_pb2
 from torchcaffe.streams import Streams
 
 Shape = tuple[int, ...]
+Kind = type[CaffeError]
 Count = int | tuple[int, int | None]                    # how many blobs: a number, or least and most
 LAYERS: dict[str, type[Layer]] = {}
 
@@ -164,10 +165,10 @@ class Layer:
         except CaffeError as error:
             raise CaffeError(f"layer '{self.name}' ({self.type}): {error}", layer=self.name) from None
 
-    def require(self, condition: Any, message: str) -> None:
-        """Raise CaffeError naming this layer unless `condition` holds."""
+    def require(self, condition: Any, message: str, kind: Kind = CaffeError) -> None:
+        """Raise CaffeError, or a subclass, naming this layer unless `condition` holds."""
         if not condition:
-            raise CaffeError(f"layer '{self.name}' ({self.type}): {message}", layer=self.name)
+            raise kind(f"layer '{self.name}' ({self.type}): {message}", layer=self.name)
 
     def axis(self, axis: int, ndim: int) -> int:
         """Caffe's CanonicalAxisIndex: -ndim <= axis < ndim, counted from the front."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchcaffe.data.hdf5 import RowFiles, in_order
 from torchcaffe.data.lmdb_reader import open_database
 from torchcaffe.data.transformer import Transformer
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, CaffeRuntimeError
 from torchcaffe.layers.base import Layer, Shape, layer
 from torchcaffe.proto import caffe_pb2
 
@@ -192,15 +192,18 @@ class MemoryData(Source):
         Both are float32 and C-contiguous, and n is a multiple of batch_size.  They are not copied.
         """
         for name, array, shape in (("data", data, self.shape), ("labels", labels, (1, 1, 1))):
-            self.require(array.dtype == np.float32, f"the {name} array must be float32, not {array.dtype}")
-            self.require(array.flags.c_contiguous, f"the {name} array must be C-contiguous")
-            self.require(array.shape[1:] == shape or (name == "labels" and array.ndim == 1),
-                         f"the {name} array has shape {array.shape}; it must be (n, {', '.join(map(str, shape))})")
-        self.require(len(data) == len(labels), f"there are {len(data)} records and {len(labels)} labels")
-        self.require(len(data) > 0 and len(data) % self.batch == 0,
-                     f"the number of records, {len(data)}, must be a multiple of batch_size {self.batch}")
+            self._require_array(array.dtype == np.float32, f"the {name} array must be float32, not {array.dtype}")
+            self._require_array(array.flags.c_contiguous, f"the {name} array must be C-contiguous")
+            self._require_array(array.shape[1:] == shape or (name == "labels" and array.ndim == 1),
+                                f"the {name} array has shape {array.shape}; it must be (n, {', '.join(map(str, shape))})")
+        self._require_array(len(data) == len(labels), f"there are {len(data)} records and {len(labels)} labels")
+        self._require_array(len(data) > 0 and len(data) % self.batch == 0,
+                            f"the number of records, {len(data)}, must be a multiple of batch_size {self.batch}")
         self.arrays = data, labels.reshape(-1, 1, 1, 1)
         self.cursor = 0
+
+    def _require_array(self, condition: bool, message: str) -> None:
+        self.require(condition, message, CaffeRuntimeError)
 
     def forward(self) -> list[Tensor]:
         self.require(self.arrays, "there are no records yet; call set_input_arrays before the first forward pass")

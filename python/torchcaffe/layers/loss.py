@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from math import prod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from torchcaffe import formats
+from torchcaffe.files import read_bytes
 from torchcaffe.layers.base import Count, Layer, Shape, layer
 from torchcaffe.proto import caffe_pb2
 
@@ -141,7 +141,7 @@ class InfogainLoss(ClassLoss):
             self.require(p.source, "needs the matrix: a third bottom, or infogain_loss_param { source: ... }")
             blob = caffe_pb2.BlobProto()
             try:
-                blob.ParseFromString(Path(p.source).read_bytes())
+                blob.ParseFromString(read_bytes(p.source))
             except (OSError, DecodeError) as error:
                 self.require(False, f"cannot read the matrix from source '{p.source}': {error}")
             self.matrix = torch.from_numpy(formats.blob_to_array(blob)).to(self.context.device, self.context.dtype)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from math import copysign, floor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from torchcaffe.data.images import read_file, resize
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_text
 from torchcaffe.formats import read_mean
 from torchcaffe.glog import warning
 from torchcaffe.layers.base import Shape, layer
@@ -43,7 +43,7 @@ def read_windows(path: str, fg_threshold: float, bg_threshold: float) -> WindowF
     `label overlap x1 y1 x2 y2`.  Overlap of at least fg_threshold makes an object, less than bg_threshold background (label 0).
     """
     try:
-        lines = [line for line in Path(path).read_text(errors="surrogateescape").splitlines() if line.strip()]
+        lines = [line for line in read_text(path, "surrogateescape").splitlines() if line.strip()]
     except OSError as error:
         raise CaffeError(f"cannot read the window file {path} ({error.strerror or error})") from None
     images: list[str] = []

@@ -15,7 +15,8 @@ from typing import TypeVar
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, CaffeRuntimeError
+from torchcaffe.files import read_bytes
 from torchcaffe.proto import caffe_pb2, upgrade
 
 M = TypeVar("M", bound=Message)
@@ -116,9 +117,9 @@ def _strings(message: Message) -> Iterator[str]:
 
 def _read(path: StrPath) -> str:
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except OSError as error:
-        raise CaffeError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise CaffeRuntimeError(f"{path}: cannot be read ({error.strerror or error})") from None
     if b"\0" in data:
         raise CaffeError(f"{path}: is a binary file where a prototxt, a text file, is expected")
     return data.decode("utf-8-sig", errors="surrogateescape")   # comments may be in any encoding

@@ -19,6 +19,7 @@ from torchcaffe.data import datum
 from torchcaffe.data.leveldb_reader import is_leveldb
 from torchcaffe.data.lmdb_reader import open_database
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_text, require_regular
 from torchcaffe.tools import Add
 from torchcaffe.tools.check_net import Check, NetCheck, SolverCheck
 
@@ -68,13 +69,17 @@ def look(path: str) -> Finding:
     """What the file is and what is in its way."""
     if os.path.isdir(path):
         return _guarded(path, "folder", _folder)
-    with open(path, "rb") as file:
-        start = file.read(8192)
+    try:
+        require_regular(path)
+        with open(path, "rb") as file:
+            start = file.read(8192)
+    except OSError as error:
+        return Finding(path, "file", problems=[f"{path}: cannot be read ({error.strerror or error}); name a file that can"])
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return _guarded(path, "HDF5 file", _hdf5)
     if b"\0" in start or Path(path).suffix in (".caffemodel", ".solverstate", ".binaryproto"):
         return _guarded(path, "binary file", _binary)
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    text = read_text(path, "replace")
     if text.startswith("#!") or Path(path).suffix in (".sh", ".py"):
         return _script(path, text)
     return _guarded(path, "prototxt", lambda path: _prototxt(path, text))

@@ -15,6 +15,7 @@ from google.protobuf import text_format
 from torchcaffe import settings
 from torchcaffe.data.images import read_list
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_text
 from torchcaffe.graph import filter as graph
 from torchcaffe.graph.build import check_differentiable
 from torchcaffe.layers.base import LAYERS
@@ -46,7 +47,7 @@ class Check:
             self._add(f"{error}; a field that Caffe does not have belongs to a custom layer; write that anew as a Python layer")
         net = caffe_pb2.NetParameter()
         try:
-            text_format.Parse(Path(path).read_text(encoding="utf-8", errors="replace"), net, allow_unknown_field=True)
+            text_format.Parse(read_text(path, "replace"), net, allow_unknown_field=True)
             return upgrade.upgrade_net(net), False
         except (text_format.ParseError, CaffeError):
             return caffe_pb2.NetParameter(), False

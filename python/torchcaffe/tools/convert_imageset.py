@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from torchcaffe.data import datum
 from torchcaffe.data.images import read_file, read_list
 from torchcaffe.data.lmdb_writer import LmdbWriter
 from torchcaffe.errors import CaffeError
+from torchcaffe.files import read_bytes
 from torchcaffe.glog import error as log_error
 from torchcaffe.glog import info
 from torchcaffe.io import array_to_datum
@@ -81,5 +81,5 @@ def _record(args: argparse.Namespace, image: np.ndarray, name: str, label: int) 
     if not wanted:
         return array_to_datum(image, label)
     if {"jpeg": "jpg"}.get(own, own) == wanted and args.resize_height <= 0:
-        return caffe_pb2.Datum(data=Path(args.root + name).read_bytes(), label=label, encoded=True)
+        return caffe_pb2.Datum(data=read_bytes(args.root + name), label=label, encoded=True)
     return caffe_pb2.Datum(data=datum.encode(image, wanted, QUALITY), label=label, encoded=True)

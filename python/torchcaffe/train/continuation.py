@@ -19,6 +19,7 @@ import torch
 
 from torchcaffe import settings
 from torchcaffe.errors import SidecarError
+from torchcaffe.files import read_text
 from torchcaffe.net import Net
 from torchcaffe.train.state import SolverState
 
@@ -47,7 +48,7 @@ def read(solver: SolverState, path: Path) -> None:
     Raises SidecarError if there is no sidecar, it is damaged, or it belongs to other weights or other settings.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         version, digest, known_settings, layers = (content[k] for k in ("version", "digest", "settings", "layers"))
     except FileNotFoundError:
         raise SidecarError(f"{path}: missing, so the run cannot be continued exactly") from None

@@ -2,55 +2,52 @@
 
 Loads train and solver prototxts, trains, snapshots and restores as BVLC Caffe 1.0 does, on CPU and GPU.
 """
+__version__ = "0.1.0"
+
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # torch's spinning threads make two busy processes 20 times slower
 if os.environ["OMP_WAIT_POLICY"].lower() == "passive":  # but some 20 us of it, before a thread sleeps, save a tenth on two threads
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from torchcaffe import coord_map, draw, io, layers
+from torchcaffe import coord_map, draw, io, layers, pycaffe
+from torchcaffe._caffe import (
+    NCCL,
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    Layer,
+    NesterovSolver,
+    Net,
+    RMSPropSolver,
+    SGDSolver,
+    Timer,
+    get_solver,
+    has_nccl,
+    init_log,
+    layer_type_list,
+    log,
+    set_device,
+    set_mode_cpu,
+    set_mode_gpu,
+    set_multiprocess,
+    set_random_seed,
+    set_solver_count,
+    set_solver_rank,
+    solver_count,
+    solver_rank,
+)
 from torchcaffe.alias import install
 from torchcaffe.classifier import Classifier
 from torchcaffe.detector import Detector
 from torchcaffe.errors import CaffeError, SidecarError
-from torchcaffe.glog import init_log, log
-from torchcaffe.layers.python import PyLayer as Layer
-from torchcaffe.net import TEST, TRAIN, Net
+from torchcaffe.net import TEST, TRAIN
 from torchcaffe.net_spec import NetSpec, params, to_proto
-from torchcaffe.settings import (
-    number_type,
-    set_device,
-    set_mode_cpu,
-    set_mode_gpu,
-    set_precision,
-    set_random_seed,
-    set_solver_count,
-    set_solver_rank,
-    set_threads,
-    solver_count,
-    solver_rank,
-)
-from torchcaffe.timer import Timer
-from torchcaffe.train.parallel import NCCL, has_nccl, set_multiprocess
-from torchcaffe.train.solver_types import (
-    AdaDeltaSolver,
-    AdaGradSolver,
-    AdamSolver,
-    NesterovSolver,
-    RMSPropSolver,
-    SGDSolver,
-    get_solver,
-)
+from torchcaffe.settings import number_type, set_precision, set_threads
 from torchcaffe.train.together import Together, solve_together
 
-__version__ = "0.1.0"
 NUMERIC = 2                                             # raised when the same run would give other bytes
 ENGINE = f"torchcaffe {__version__} numeric {NUMERIC}"
-
-
-def layer_type_list() -> list[str]:
-    """The names of all layer types that can be used."""
-    return sorted(layers.LAYERS)
 
 
 __all__ = [
@@ -86,6 +83,7 @@ __all__ = [
     "log",
     "number_type",
     "params",
+    "pycaffe",
     "set_device",
     "set_mode_cpu",
     "set_mode_gpu",

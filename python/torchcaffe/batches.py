@@ -9,6 +9,7 @@ import numpy as np
 
 from torchcaffe.errors import CaffeError
 from torchcaffe.graph.blob import Blob
+from torchcaffe.graph.vectors import BlobVec, IntVec, StringVec
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,8 +23,8 @@ class Batches:
     outputs: list[str]
     bottom_names: Mapping[str, list[str]]
     top_names: Mapping[str, list[str]]
-    _layer_names: list[str]
-    _blob_names: list[str]
+    _layer_names: StringVec
+    _blob_names: StringVec
     forward: Any
     backward: Any
     set_input_arrays: Any
@@ -80,25 +81,25 @@ class Batches:
 
     # -- names without a place in the documentation that scripts use all the same -----------------------------------------
     @property
-    def _blobs(self) -> list[Blob]:
-        return list(self.blobs.values())
+    def _blobs(self) -> BlobVec:
+        return BlobVec(self.blobs.values())
 
     @property
-    def _inputs(self) -> list[int]:
+    def _inputs(self) -> IntVec:
         return self._ids(self.inputs)
 
     @property
-    def _outputs(self) -> list[int]:
+    def _outputs(self) -> IntVec:
         return self._ids(self.outputs)
 
-    def _bottom_ids(self, layer: int) -> list[int]:
+    def _bottom_ids(self, layer: int) -> IntVec:
         return self._ids(self.bottom_names[self._layer_names[layer]])
 
-    def _top_ids(self, layer: int) -> list[int]:
+    def _top_ids(self, layer: int) -> IntVec:
         return self._ids(self.top_names[self._layer_names[layer]])
 
-    def _ids(self, names: Iterable[str]) -> list[int]:
-        return [self._blob_names.index(name) for name in names]
+    def _ids(self, names: Iterable[str]) -> IntVec:
+        return IntVec(self._blob_names.index(name) for name in names)
 
     def _set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
         self.set_input_arrays(data, labels)

@@ -128,7 +128,8 @@ def read_message(path: StrPath, message: M, what: str) -> M:
     return message
 
 
-def _is_hdf5(path: StrPath) -> bool:
+def is_hdf5(path: StrPath) -> bool:
+    """Whether the file is in HDF5, by its first bytes."""
     try:
         require_regular(path)
         with open(path, "rb") as file:
@@ -154,7 +155,7 @@ def read_weights(path: StrPath) -> Weights:
     The blobs of binary files may have four legacy dims (leading ones).  HDF5 files hold a shared parameter only with its owner: a
     blob left out before others of its layer is None, one left out at the end is not there.  Caffe: Net::CopyTrainedLayersFrom.
     """
-    if _is_hdf5(path):
+    if is_hdf5(path):
         return _read_hdf5(path, "a caffemodel", _weights_from_hdf5)
     net = read_message(path, caffe_pb2.NetParameter(), "a caffemodel")
     if not net.layer and not net.layers:
@@ -209,7 +210,7 @@ def _weights_from_hdf5(file: h5py.File) -> Weights:
 # -- solver states -------------------------------------------------------------------------------------------------
 def read_state(path: StrPath) -> State:
     """A .solverstate, binary or HDF5 (Caffe: SGDSolver::RestoreSolverStateFromBinaryProto and ...HDF5)."""
-    state = _read_hdf5(path, "a solver state", _state_from_hdf5) if _is_hdf5(path) else _state_from_binary(path)
+    state = _read_hdf5(path, "a solver state", _state_from_hdf5) if is_hdf5(path) else _state_from_binary(path)
     if any(character < " " for character in state.learned_net):
         raise CaffeError(f"{path}: is damaged: it names {state.learned_net!r} as the file of its weights")
     return state

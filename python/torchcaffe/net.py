@@ -22,9 +22,10 @@ from torchcaffe.errors import CaffeError, CaffeKeyError, CaffeRuntimeError, Caff
 from torchcaffe.graph import debug
 from torchcaffe.graph import filter as graph
 from torchcaffe.graph.blob import Blob
-from torchcaffe.graph.build import Graph, build, check_differentiable
+from torchcaffe.graph.build import Graph, Node, build, check_differentiable
+from torchcaffe.graph.vectors import BlobVec, DtypeVec, LayerVec, StringVec, Vector
 from torchcaffe.layers.base import Context, Layer
-from torchcaffe.layers.python import PyLayer, PythonLayer
+from torchcaffe.layers.python import PythonLayer
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.streams import Streams
 
@@ -69,14 +70,14 @@ class Net(Batches):
             self.graph: Graph = build(graph.insert_splits(graph.filter_net(param)), self.context)
         self.name = self.graph.name
         self.blobs: OrderedDict[str, Blob] = OrderedDict(self.graph.blobs)
-        self._layer_names = [node.layer.name for node in self.graph.nodes]
-        self.layers: list[Layer | PyLayer] = [n.layer.user if isinstance(n.layer, PythonLayer) else n.layer for n in self.graph.nodes]
+        self._layer_names = StringVec(node.layer.name for node in self.graph.nodes)
+        self.layers = LayerVec(n.layer.user if isinstance(n.layer, PythonLayer) else n.layer for n in self.graph.nodes)
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
-        self.params: OrderedDict[str, list[Blob]] = OrderedDict((name, la.blobs) for name, la in self.layer_dict.items() if la.blobs)
+        self.params: OrderedDict[str, BlobVec] = OrderedDict((name, la.blobs) for name, la in self.layer_dict.items() if la.blobs)
         self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
         self.bottom_names = OrderedDict((n.layer.name, list(n.bottom_names)) for n in self.graph.nodes)
         self.top_names = OrderedDict((n.layer.name, list(n.top_names)) for n in self.graph.nodes)
-        self._blob_names = list(self.blobs)
+        self._blob_names = StringVec(self.blobs)
         self._tapes: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._hooks: dict[str, list[Hook]] = {"before_forward": [], "after_forward": [], "before_backward": [], "after_backward": []}
         self._differentiable = False
@@ -107,8 +108,8 @@ class Net(Batches):
         return weights
 
     @property
-    def _blob_loss_weights(self) -> list[float]:
-        return list(self.blob_loss_weights.values())
+    def _blob_loss_weights(self) -> DtypeVec:
+        return DtypeVec(self.blob_loss_weights.values())
 
     def before_forward(self, hook: Hook) -> None:
         """Call hook(layer index) before each layer's forward."""
@@ -150,6 +151,9 @@ class Net(Batches):
         node = self.graph.nodes[index]
         layer = node.layer
         self._tapes.pop(index, None)
+        if layer.blobs.changed:
+            with self.located():
+                layer.rebind()
         for blob in layer.blobs:
             blob.data_slot.value()
         if isinstance(layer, PythonLayer):
@@ -294,15 +298,17 @@ class Net(Batches):
         """Load parameters by layer name from a .caffemodel or .h5 file; layers the net does not have are ignored.
 
         Raises CaffeError for another number of blobs or another shape, before anything is changed.  A parameter that another layer
-        owns may be missing, as in HDF5 files (Caffe: Net::CopyTrainedLayersFrom).
+        owns may be missing, as in HDF5 files.  Of layers of one name the first is filled, by each of that name in turn, and from HDF5
+        files the last (Caffe: Net::CopyTrainedLayersFrom, Net::CopyTrainedLayersFromHDF5).
         """
         pairs: list[tuple[Blob, np.ndarray]] = []
+        nodes = {node.layer.name: node for node in self.graph.nodes[::1 if formats.is_hdf5(path) else -1]}
         for name, arrays in formats.read_weights(path):
-            if name not in self.layer_dict:
+            if name not in nodes:
                 continue
-            blobs = self.layer_dict[name].blobs
+            blobs = nodes[name].layer.blobs
             known = list(arrays) + [None] * (len(blobs) - len(arrays))
-            if len(known) > len(blobs) or any(a is None and self._owns(name, i) for i, a in enumerate(known)):
+            if len(known) > len(blobs) or any(a is None and self._owns(nodes[name], i) for i, a in enumerate(known)):
                 raise CaffeError(f"{path}: layer '{name}' has {len(arrays)} blobs there and {len(blobs)} in {self.source}")
             for i, (blob, array) in enumerate(zip(blobs, known, strict=True)):
                 if array is None:
@@ -314,9 +320,9 @@ class Net(Batches):
         for blob, array in pairs:
             blob.data_slot.assign(torch.from_numpy(array.copy()))
 
-    def _owns(self, layer: str, index: int) -> bool:
-        item = self.graph.learnable[self.graph.param_owner[layer, index]]
-        return (item.layer, item.index) == (layer, index)
+    def _owns(self, node: Node, index: int) -> bool:
+        """Whether a layer's parameter is its own, and not another layer's that it uses."""
+        return index >= len(node.owners) or self.graph.learnable[node.owners[index]].blob is node.layer.blobs[index]
 
     load_hdf5 = copy_from
 
@@ -341,11 +347,10 @@ class Net(Batches):
         formats.write_weights_hdf5(path, self.to_message(diffs))
 
     def share_with(self, other: Net) -> None:
-        """Use the other net's parameters for all layers of the same name (data only, as Caffe's ShareTrainedLayersWith)."""
-        for layer in (node.layer for node in self.graph.nodes):
-            theirs = other.layer_dict.get(layer.name)
-            if theirs is None:
-                continue
+        """Use the other net's parameters for the first layer of the same name (data only, as Caffe's ShareTrainedLayersWith)."""
+        layers = {node.layer.name: node.layer for node in reversed(self.graph.nodes)}
+        for theirs in (node.layer for node in other.graph.nodes if node.layer.name in layers):
+            layer = layers[theirs.name]
             layer.require(len(theirs.blobs) == len(layer.blobs),
                           f"has {len(layer.blobs)} parameter(s) here and {len(theirs.blobs)} in the net it shares with")
             for blob, source in zip(layer.blobs, theirs.blobs, strict=True):
@@ -353,7 +358,7 @@ class Net(Batches):
                               f"has a parameter of shape {blob.shape} here and {source.shape} in the net it shares with")
                 blob.share_data(source)
         for node in self.graph.nodes:
-            node.layer.bind(node.param_need)
+            node.layer.rebind()
 
     # -- helpers ---------------------------------------------------------------------------------------------------
     def _call(self, when: str, index: int) -> None:
@@ -372,6 +377,11 @@ class Net(Batches):
             if name not in self.blobs:
                 raise CaffeKeyError(f"{self.source}: no blob '{name}'")
         return [name for name in self.blobs if name in names]
+
+
+class NetVec(Vector[Net]):
+    """The test nets of a solver."""
+    holds = Net
 
 
 def _legacy_equal(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

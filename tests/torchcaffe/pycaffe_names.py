@@ -70,6 +70,11 @@ _BY_TEST = {
     "test_classifier.py::test_a_classifier_averages_ten_crops": "Classifier Classifier.predict",
     "test_classifier.py::test_a_detector_classifies_windows": "Detector Detector.detect_windows",
     "test_classifier.py::test_context_inside_the_image_is_its_pixels": "Detector.crop",
-    "test_alias.py::test_a_script_runs_unmodified": "proto.caffe_pb2",
+    "test_vectors.py::test_a_vector_does_what_boost_python_s_does": "_caffe.StringVec",
+    "test_vectors.py::test_vectors_are_where_pycaffe_has_them":
+        "_caffe.BlobVec _caffe.LayerVec _caffe.IntVec _caffe.DtypeVec _caffe.NetVec",
+    "test_vectors.py::test_a_python_layer_gets_vectors": "_caffe.BlobVec.add_blob _caffe.RawBlobVec _caffe.BoolVec",
+    "test_alias.py::test_a_script_runs_unmodified":
+        "proto.caffe_pb2 pycaffe.Net pycaffe.SGDSolver _caffe.Blob _caffe.Layer _caffe.LayerParameter _caffe.Solver _caffe.SolverParameter",
 }
 NAMES: dict[str, str] = {name: test for test, names in _BY_TEST.items() for name in names.split()}

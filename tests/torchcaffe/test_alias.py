@@ -14,12 +14,17 @@ import caffe.coord_map as coord_map
 from caffe import layers as L, params as P
 from caffe.proto import caffe_pb2
 from caffe.net_spec import NetSpec
+from caffe.pycaffe import Net, SGDSolver
+from caffe._caffe import Blob, Layer, LayerParameter, Solver, SolverParameter
 import beside
 import torchcaffe
 
 assert caffe is torchcaffe
 assert all(module is sys.modules["torch" + name] for name, module in sys.modules.items() if name.split(".")[0] == "caffe")
 assert caffe.io.caffe_pb2 is caffe_pb2 is caffe.proto.caffe_pb2
+assert Net is caffe.Net and SGDSolver is caffe.SGDSolver and issubclass(SGDSolver, Solver) and Layer is caffe.Layer
+assert LayerParameter is caffe_pb2.LayerParameter and SolverParameter is caffe_pb2.SolverParameter and hasattr(Blob, "reshape")
+assert caffe._caffe is torchcaffe._caffe and caffe.pycaffe is torchcaffe.pycaffe
 assert caffe.io.__spec__.name == "torchcaffe.io"
 n = NetSpec()
 n.x = L.Input(shape=dict(dim=[1, 2]))

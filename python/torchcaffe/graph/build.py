@@ -32,6 +32,7 @@ class Node:
     loss_weights: list[float]                       # one per top, 0 where the top is no loss
     bottom_need: list[bool]                         # a gradient goes to this bottom
     param_need: list[bool] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)     # of each parameter: its position among the learnable ones
     need_backward: bool = False
     seen_shapes: tuple[Shape, ...] | None = None    # the bottoms' shapes that the tops' shapes were computed from
 
@@ -82,6 +83,7 @@ class Learnable:
     blob: Blob
     layer: str
     index: int
+    type: str                                       # of the layer
     lr_mult: float = 1.0
     decay_mult: float = 1.0
     wrote_lr: bool = False
@@ -97,7 +99,6 @@ class Graph:
     inputs: list[str]
     outputs: list[str]
     learnable: list[Learnable]
-    param_owner: dict[tuple[str, int], int]         # (layer, index) -> position in learnable
 
 
 def build(param: caffe_pb2.NetParameter, context: Context) -> Graph:
@@ -108,7 +109,7 @@ def build(param: caffe_pb2.NetParameter, context: Context) -> Graph:
 class _Builder:
     def __init__(self, param: caffe_pb2.NetParameter, context: Context):
         self.param, self.context = param, context
-        self.graph = Graph(param.name, param, [], {}, [], [], [], {})
+        self.graph = Graph(param.name, param, [], {}, [], [], [])
         self.available: set[str] = set()
         self.blob_need: dict[int, bool] = {}            # id(blob) -> some layer below it learns
         self.names: dict[str, int] = {}                 # ParamSpec.name -> position in learnable
@@ -200,7 +201,8 @@ class _Builder:
     def _parameters(self, node: Node, message: caffe_pb2.LayerParameter) -> None:
         layer = node.layer
         if not layer.blobs:
-            layer.blobs = [Blob(shape, self.context.device, self.context.dtype, fixed=True) for shape, _ in layer.declared]
+            for shape, _ in layer.declared:
+                layer.blobs.add_blob(*shape)
         count = len(layer.blobs)
         layer.require(len(message.param) <= count, f"{len(message.param)} param blocks for {count} parameter(s)")
         # whether a layer needs backward is read from what is written in the net, not from what the layer adds (BatchNorm)
@@ -209,22 +211,23 @@ class _Builder:
         default = caffe_pb2.ParamSpec()
         for i in range(count):
             spec = layer.param.param[i] if i < len(layer.param.param) else default
-            self._parameter(layer, i, spec)
+            node.owners.append(self._parameter(layer, i, spec))
+        layer.blobs.changed = False
         layer.bind(node.param_need)
 
-    def _parameter(self, layer: Layer, index: int, spec: caffe_pb2.ParamSpec) -> None:
+    def _parameter(self, layer: Layer, index: int, spec: caffe_pb2.ParamSpec) -> int:
+        """Draw a parameter, or share it; the position of the one that learns."""
         blob, learnable = layer.blobs[index], self.graph.learnable
         owner = self.names.get(spec.name) if spec.name else None
         if owner is None:
             if spec.name:
                 self.names[spec.name] = len(learnable)
-            self.graph.param_owner[layer.name, index] = len(learnable)
-            learnable.append(Learnable(blob, layer.name, index, spec.lr_mult, spec.decay_mult,
+            learnable.append(Learnable(blob, layer.name, index, layer.type, spec.lr_mult, spec.decay_mult,
                                        spec.HasField("lr_mult"), spec.HasField("decay_mult")))
             if layer.declared and self.context.device.type != "meta":
                 initial = layer.declared[index][1](self.context.streams.common.numpy("fill", layer.name, index))
                 blob.data_slot.assign(torch.from_numpy(initial).to(self.context.dtype).reshape(blob.shape))
-            return
+            return len(learnable) - 1
         first = learnable[owner]
         permissive = spec.share_mode == caffe_pb2.ParamSpec.PERMISSIVE
         same = blob.count == first.blob.count if permissive else blob.shape == first.blob.shape
@@ -239,7 +242,7 @@ class _Builder:
                 setattr(first, wrote, True)
         blob.share_data(first.blob)
         blob.share_diff(first.blob)
-        self.graph.param_owner[layer.name, index] = owner
+        return owner
 
     # -- who needs backward ------------------------------------------------------------------------------------------
     def _prune(self) -> None:

@@ -47,9 +47,10 @@ def all_parameters(graph: Graph) -> None:
 def update(graph: Graph) -> None:
     """After an update: every parameter as it was before, and what was subtracted from it."""
     layers = {node.layer.name: node.layer for node in graph.nodes}
-    for layer in layers.values():
-        for i, blob in enumerate(layer.blobs):
-            owner = graph.learnable[graph.param_owner[layer.name, i]]
+    for node in graph.nodes:
+        layer = node.layer
+        for i, (blob, position) in enumerate(zip(layer.blobs, node.owners, strict=False)):
+            owner = graph.learnable[position]
             change = blob.diff_slot.value()
             if (owner.layer, owner.index) == (layer.name, i):
                 text = f"Layer {layer.name}, param {_shown(layer, i)} data: {_mean(blob.data_slot.value() + change)}; diff: {_mean(change)}"

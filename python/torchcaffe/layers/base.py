@@ -20,6 +20,7 @@ from torch import Tensor
 
 from torchcaffe.errors import CaffeError
 from torchcaffe.graph.blob import Blob, check_shape
+from torchcaffe.graph.vectors import BlobVec
 from torchcaffe.layers.fillers import Fill, filler
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.streams import Streams
@@ -94,7 +95,7 @@ class Layer:
         self.context = context
         self.phase: int = param.phase if param.HasField("phase") else context.phase
         self.params: list[Tensor] = []
-        self.blobs: list[Blob] = []
+        self.blobs = BlobVec(device=context.device, dtype=context.dtype)
         self.declared: list[tuple[Shape, Fill]] = []
         self.cursor = 0
         self.clock: Tensor | None = None
@@ -135,6 +136,16 @@ class Layer:
         """Make `params` the tensors of `blobs`, each a leaf of its own that takes a gradient or not."""
         self.params = [blob.data_slot.value().detach().requires_grad_(need)
                        for blob, need in zip(self.blobs, needs_gradient, strict=True)]
+
+    def rebind(self) -> None:
+        """Make `params` tensors of whatever blobs are in `blobs` now, of the shapes they had when the net was built."""
+        self.require(len(self.blobs) >= len(self.params), f"computes with {len(self.params)} parameters, and {len(self.blobs)} are left")
+        for i, (blob, old) in enumerate(zip(self.blobs, self.params, strict=False)):
+            new = blob.data_slot.value().detach()
+            self.require((new.numel(), new.device, new.dtype) == (old.numel(), old.device, old.dtype),
+                         f"computes with a parameter {i} of shape {tuple(old.shape)}, {old.dtype} on {old.device}; put a blob like that in "
+                         f"its place, not one of shape {blob.shape}, {new.dtype} on {new.device}")
+            self.params[i] = new.reshape(old.shape).requires_grad_(old.requires_grad)
 
     # -- what a subclass uses -------------------------------------------------------------------------------------
     def tick(self) -> int | Tensor:

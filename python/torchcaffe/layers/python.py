@@ -15,20 +15,8 @@ from torchcaffe import settings
 from torchcaffe.alias import installed
 from torchcaffe.errors import CaffeError
 from torchcaffe.graph.blob import Blob
+from torchcaffe.graph.vectors import BlobVec, BoolVec, RawBlobVec
 from torchcaffe.layers.base import Layer, Shape, layer
-
-
-class BlobList(list[Blob]):
-    """A Python layer's own parameters."""
-
-    def __init__(self, owner: PythonLayer):
-        super().__init__()
-        self.owner = owner
-
-    def add_blob(self, *shape: int) -> Blob:
-        """Add a parameter of zeros; it is saved, restored and shared with test nets like any other."""
-        self.append(Blob(shape, self.owner.context.device, self.owner.context.dtype, fixed=True))
-        return self[-1]
 
 
 class PyLayer:
@@ -36,7 +24,7 @@ class PyLayer:
 
     param_str: str
     phase: int
-    blobs: BlobList
+    blobs: BlobVec
     type: ClassVar[str] = "Python"
 
     def __init__(self, param: Any = None):
@@ -85,7 +73,7 @@ class PythonLayer(Layer):
     reshapes_itself = True
 
     def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
-        self.bottom_blobs, self.top_blobs = bottoms, tops
+        self.bottom_blobs, self.top_blobs = RawBlobVec(bottoms), RawBlobVec(tops)
 
     def setup(self, *bottoms: Shape) -> None:
         p = self.param.python_param
@@ -95,8 +83,7 @@ class PythonLayer(Layer):
         self.user = cls(self.param)
         self.user.param_str = p.param_str
         self.user.phase = self.phase
-        self.user.blobs = BlobList(self)
-        self.blobs = self.user.blobs
+        self.user.blobs = self.blobs
         self.user.setup(self.bottom_blobs, self.top_blobs)
 
     def top_shapes(self, *bottoms: Shape) -> list[Shape]:
@@ -117,4 +104,4 @@ class PythonLayer(Layer):
 
     def backward_numpy(self, propagate_down: Sequence[bool]) -> None:
         """The class's own backward; bottoms it leaves alone keep their diffs."""
-        self.user.backward(self.top_blobs, list(propagate_down), self.bottom_blobs)
+        self.user.backward(self.top_blobs, BoolVec(propagate_down), self.bottom_blobs)

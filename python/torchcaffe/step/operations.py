@@ -94,7 +94,7 @@ def plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
     operations: list[Operation] = []
     index = 0
     while index < len(nodes):
-        chain = _chain(graph, nodes, index, at_rest)
+        chain = _chain(nodes, index, at_rest)
         first, last = chain[0], chain[-1]
         learns = at_rest is not None and any(n.need_backward for n in chain)
         relu = partial(_relu_, own=_owns_gradient(last, nodes[index + len(chain):])) if learns else F.relu_
@@ -268,11 +268,11 @@ def _owns_gradient(node: Node, later: list[Node]) -> bool:
     return False
 
 
-def _chain(graph: Graph, nodes: list[Node], index: int, at_rest: Set[int] | None) -> list[Node]:
+def _chain(nodes: list[Node], index: int, at_rest: Set[int] | None) -> list[Node]:
     """The layers from `index` on that are computed together: what folds or fuses, or one layer."""
     run = _in_place_run(nodes, index)
     for length in (4, 3):
-        if len(run) >= length and foldable(run[:length]) and all(rests(graph, node, at_rest) for node in run[:length]):
+        if len(run) >= length and foldable(run[:length]) and all(rests(node, at_rest) for node in run[:length]):
             return run[:length]
     if isinstance(run[0].layer, BatchNorm) and len(run) > 1 and is_plain_scale(run[1]):
         return run[:3] if len(run) > 2 and is_plain_relu(run[2]) else run[:2]
@@ -291,10 +291,9 @@ def _in_place_run(nodes: list[Node], index: int) -> list[Node]:
     return run
 
 
-def rests(graph: Graph, node: Node, at_rest: Set[int] | None) -> bool:
+def rests(node: Node, at_rest: Set[int] | None) -> bool:
     """Whether neither backward nor an update concerns the layer."""
-    return at_rest is None or (not node.need_backward
-                               and all(graph.param_owner[node.layer.name, i] in at_rest for i in range(len(node.layer.blobs))))
+    return at_rest is None or (not node.need_backward and at_rest >= set(node.owners))
 
 
 def _function(chain: list[Node], before: list[Operation], relu_: Callable[[Tensor], Tensor]) -> Callable[..., Tops]:

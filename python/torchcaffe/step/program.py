@@ -31,6 +31,8 @@ def why_not(net: Net) -> str | None:
             values = sum(blob.count for blob in (*node.bottoms, *node.tops))
             return (f"Python layer '{node.layer.name}' has no forward_torch, so that {4 * values / 2**20:.3g} MiB pass through numpy "
                     "on the way forward, and their gradients on the way back")
+        if node.layer.blobs.changed:
+            return f"layer '{node.layer.name}' has other blobs than it was built with"
         if node.layer.varies:
             return f"layer '{node.layer.name}' reads images one by one, which may differ in size"
     consumed = {name for node in net.graph.nodes for name in node.bottom_names}
@@ -95,7 +97,7 @@ class Program:
             if self.tops.could_again(name) and name not in op.tops and name not in op.overwrites:
                 op.releases.append(name)
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
-        self.learned = [(node.layer, i, self.graph.param_owner[node.layer.name, i])
+        self.learned = [(node.layer, i, node.owners[i])
                         for node in self.graph.nodes if node.need_backward
                         for i, need in enumerate(node.param_need) if need]
 

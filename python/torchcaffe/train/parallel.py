@@ -164,7 +164,7 @@ class NCCL:
             return
         self._layer_wise = True
         node = self.solver.net.graph.nodes[layer]
-        slots = [blob.diff_slot for blob, need in zip(node.layer.blobs, node.param_need, strict=True) if need]
+        slots = [blob.diff_slot for blob, need in zip(node.layer.blobs, node.param_need, strict=False) if need]
         for slot, mean in zip(slots, self._mean([slot.value() for slot in slots]), strict=True):
             slot.assign(mean)
 

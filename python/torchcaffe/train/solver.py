@@ -20,7 +20,7 @@ from torchcaffe import formats, glog, settings
 from torchcaffe.errors import CaffeError
 from torchcaffe.graph import debug
 from torchcaffe.graph.build import Learnable
-from torchcaffe.net import Net
+from torchcaffe.net import Net, NetVec
 from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.step import capture, compiled
 from torchcaffe.step.capture import Fed, Replay
@@ -68,7 +68,7 @@ class Solver:
         self.iter = 0
         self.current_step = 0
         self.net = solver_nets.train_net(self.param, self.source, self.random_seed)
-        self.test_nets = solver_nets.test_nets(self.param, self.source, self.random_seed, self.net) if self.root else []
+        self.test_nets = NetVec(solver_nets.test_nets(self.param, self.source, self.random_seed, self.net) if self.root else ())
         for net in (self.net, *self.test_nets):
             for names in self.param.weights:
                 for name in names.split(","):
@@ -250,6 +250,9 @@ class Solver:
         return torch.stack(losses).mean() if losses else None
 
     def _refresh(self, net: Net) -> None:
+        if self._programs.get(id(net)) and why_not(net):         # somebody has put other blobs into a layer since
+            del self._programs[id(net)]
+            self._replays.pop(id(net), None)
         program = self._program(net)
         if program is not None:
             program.refresh()
@@ -299,7 +302,7 @@ class Solver:
         """Gradients of several passes add up, except a Parameter layer's, whose last one stays (parameter_layer.hpp)."""
         if total is None or fresh is None:
             return fresh if total is None else total
-        return fresh if self.net.layer_dict[self.learnable[index].layer].type == "Parameter" else total + fresh
+        return fresh if self.learnable[index].type == "Parameter" else total + fresh
 
     # -- the update ------------------------------------------------------------------------------------------------
     @property

@@ -182,7 +182,7 @@ def _described(program: Program) -> dict[str, Operation]:
 def _is_itemwise(program: Program, node: Node) -> bool:
     """Whether the layer gives for each item what it would give without the others, now and after any number of updates."""
     layer = node.layer
-    if layer.type not in ITEMWISE or not rests(program.graph, node, program.at_rest):
+    if layer.type not in ITEMWISE or not rests(node, program.at_rest):
         return False
     if isinstance(layer, BatchNorm):
         return layer.stored

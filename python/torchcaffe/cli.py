@@ -6,7 +6,6 @@ is wrong.  All other commands are modules of torchcaffe.tools.  Caffe: tools/caf
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -41,7 +39,7 @@ from torchcaffe.tools import (
 )
 from torchcaffe.train.launch import Group, obey
 from torchcaffe.train.parallel import NCCL
-from torchcaffe.train.solver import Solver
+from torchcaffe.train.solver import Solver, snapshot_problem
 from torchcaffe.train.solver_types import get_solver
 
 SOURCE = "caffe.cpp:0"
@@ -83,9 +81,8 @@ def train(args: argparse.Namespace) -> None:
         if not torch.cuda.is_available():
             raise CaffeError(f"{args.solver}: solver_mode is GPU, but torch finds no CUDA device here; write solver_mode: CPU")
         args.gpu = [param.device_id]
-    folder = Path(param.snapshot_prefix).parent                 # found out now, not after hours of training
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise CaffeError(f"{args.solver}: snapshot_prefix '{param.snapshot_prefix}': there is no writable folder {folder}; make it")
+    if problem := snapshot_problem(param):                      # found out now, not after hours of training; signals ask for snapshots, too
+        raise CaffeError(f"{args.solver}: {problem}")
     effects = {signal.SIGINT: args.sigint_effect, signal.SIGHUP: args.sighup_effect}
     count = len(args.gpu) or args.processes
     if count == 1:

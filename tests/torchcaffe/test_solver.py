@@ -131,7 +131,10 @@ def test_a_state_of_another_net_is_refused(tmp_path):
     ({"type": "Magic"}, "solver type 'Magic' is not registered"),
     ({"lr_policy": "magic"}, "lr_policy 'magic' is not one of"),
     ({"test_iter": 1}, "test_interval must be above 0"),
-    ({"lr_policy": "step"}, "needs a stepsize"),
+    ({"lr_policy": "step"}, "needs a stepsize"), ({"lr_policy": "sigmoid"}, "needs a stepsize"),
+    *(({"lr_policy": policy, "gamma": -0.5, "stepsize": 2}, f"'{policy}' needs a gamma of at least 0, not -0.5")
+      for policy in ("step", "exp", "inv", "multistep", "sigmoid")),
+    ({"snapshot": 5, "snapshot_prefix": "gone/snap"}, "snapshot_prefix 'gone/snap': there is no writable folder gone"),
     ({"train_net": "other.prototxt"}, "exactly one of net"),
 ])
 def test_a_solver_that_cannot_run_is_refused_with_the_file_s_name(tmp_path, fields, message):
@@ -139,6 +142,22 @@ def test_a_solver_that_cannot_run_is_refused_with_the_file_s_name(tmp_path, fiel
     with pytest.raises(caffe.CaffeError, match=message) as caught:
         caffe.get_solver(path)
     assert str(caught.value).startswith(path)
+
+
+def test_a_gamma_that_no_policy_uses_may_be_anything(tmp_path):
+    assert caffe.get_solver(write_solver(tmp_path, MLP, lr_policy="fixed", gamma=-1)).lr == pytest.approx(0.01)
+
+
+def test_a_run_that_will_end_in_a_snapshot_needs_its_folder_when_it_begins(tmp_path):
+    solver = run(write_solver(tmp_path, MLP, snapshot_prefix=str(tmp_path / "gone/snap"), max_iter=3), 1)      # takes none by then
+    with pytest.raises(caffe.CaffeError, match="there is no writable folder .*gone; make it"):
+        solver.solve()
+    with pytest.raises(caffe.CaffeError, match="there is no writable folder .*gone; make it"):
+        caffe.solve_together([solver])
+    assert solver.iter == 1
+    solver.param.snapshot_after_train = False
+    solver.solve()
+    assert solver.iter == 3
 
 
 def test_callbacks_run_before_and_in_every_iteration(tmp_path):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torchcaffe.net import TEST, TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt, upgrade
 from torchcaffe.proto.prototxt import nearest
 from torchcaffe.tools.outline import READERS, outline, placed
-from torchcaffe.train.solver import Solver
+from torchcaffe.train.solver import Solver, snapshot_problem
 
 SOURCES = ("data_param", "hdf5_data_param", "image_data_param", "infogain_loss_param", "window_data_param")
 
@@ -204,9 +203,8 @@ def _solver_problems(param: caffe_pb2.SolverParameter) -> Iterator[str]:
             yield "solver_mode is GPU, but torch finds no CUDA device here; write solver_mode: CPU"
         elif param.device_id >= count:
             yield f"device_id is {param.device_id}, but there are GPUs 0 to {count - 1} only; write one of them"
-    folder = Path(param.snapshot_prefix).parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        yield f"snapshot_prefix '{param.snapshot_prefix}': there is no writable folder {folder}; make it, or write another"
+    if problem := snapshot_problem(param):
+        yield problem
     for name in (name.strip() for names in param.weights for name in names.split(",")):
         if sentence := path_problem(name, "weights"):
             yield sentence

@@ -10,14 +10,17 @@ from torchcaffe.proto import caffe_pb2
 
 LARGEST_EXPONENT = 709.0                                # of a float64
 POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
+USING_GAMMA = ("step", "exp", "inv", "multistep", "sigmoid")
 
 
 def check_policy(p: caffe_pb2.SolverParameter) -> None:
     """Raise CaffeError unless lr_policy is known and has what it needs."""
     if p.lr_policy not in POLICIES:
         raise CaffeError(f"lr_policy '{p.lr_policy}' is not one of {', '.join(POLICIES)}")
-    if p.lr_policy == "step" and p.stepsize <= 0:
-        raise CaffeError("lr_policy 'step' needs a stepsize above 0")
+    if p.lr_policy in ("step", "sigmoid") and p.stepsize <= 0:
+        raise CaffeError(f"lr_policy '{p.lr_policy}' needs a stepsize above 0")
+    if p.lr_policy in USING_GAMMA and not p.gamma >= 0:
+        raise CaffeError(f"lr_policy '{p.lr_policy}' needs a gamma of at least 0, not {p.gamma:g}")
 
 
 @np.errstate(all="ignore")

@@ -55,6 +55,9 @@ class Solver:
         self.rule = rule or self.rule
         if self.param.iter_size < 1:
             raise CaffeError(f"{self.source}: iter_size is {self.param.iter_size}; it must be at least 1")
+        self.root = settings.solver_rank() == 0
+        if self.param.snapshot and self.root:
+            self._require_snapshot_folder()
         try:
             policies.check_policy(self.param)
             updates.check_rule(self.param, self.rule)
@@ -64,7 +67,6 @@ class Solver:
         self.fast = False
         self.compile = False
         self.exact = False
-        self.root = settings.solver_rank() == 0
         self.iter = 0
         self.current_step = 0
         self.net = solver_nets.train_net(self.param, self.source, self.random_seed)
@@ -152,6 +154,7 @@ class Solver:
 
     def solve(self, resume_file: str | Path | None = None) -> None:
         """Train to max_iter, from a .solverstate if given, with Caffe's end of a run by the root: snapshot, last loss, last test."""
+        self.require_end()
         glog.info(f"Solving {self.net.name}")
         glog.info(f"Learning Rate Policy: {self.param.lr_policy}")
         if resume_file is not None:
@@ -376,6 +379,15 @@ class Solver:
         return sum(float(x) for x in self._losses) / max(1, len(self._losses))
 
     # -- files -----------------------------------------------------------------------------------------------------
+    def require_end(self) -> None:
+        """Raise CaffeError where the snapshot at the end of a run could not be written: before hours of training."""
+        if self.param.snapshot_after_train and self.root:
+            self._require_snapshot_folder()
+
+    def _require_snapshot_folder(self) -> None:
+        if problem := snapshot_problem(self.param):
+            raise CaffeError(f"{self.source}: {problem}")
+
     def snapshot(self) -> str:
         """Write the weights and then the solver state; returns the state's path.  Each file appears whole or not at all."""
         hdf5 = self.param.snapshot_format == caffe_pb2.SolverParameter.HDF5
@@ -413,3 +425,11 @@ class Solver:
     def share_weights(self, net: Net) -> None:
         """Let another net use the trained net's parameters (data only) from now on."""
         net.share_with(self.net)
+
+
+def snapshot_problem(param: caffe_pb2.SolverParameter) -> str | None:
+    """Why no snapshot could be written, or None (Caffe: Solver::CheckSnapshotWritePermissions)."""
+    folder = Path(param.snapshot_prefix).parent
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return None
+    return f"snapshot_prefix '{param.snapshot_prefix}': there is no writable folder {folder}; make it, or write another"

@@ -140,6 +140,8 @@ def solve_together(solvers: Sequence[Solver]) -> None:
     ends = {solver.param.max_iter - solver.iter for solver in solvers}
     if len(ends) > 1:
         raise CaffeError(f"solvers that train together have as many iterations before them, not {' and '.join(map(str, sorted(ends)))}")
+    for solver in solvers:
+        solver.require_end()
     Together(solvers).step(max(*ends, 0))
     for solver in solvers:
         solver._end()

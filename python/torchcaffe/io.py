@@ -1,14 +1,17 @@
 """pycaffe's io module: arrays, the messages that hold them, and images made ready for a net.
 
 numpy stands in for scikit-image: images are resized by the arithmetic that scikit-image had in Caffe's days (bilinear, zeros beyond the
-edges, no smoothing before an image shrinks).  Reading image files takes Pillow.  What data layers read and resize is the work of
-torchcaffe.data, in OpenCV's arithmetic.  Caffe: python/caffe/io.py.
+edges, no smoothing before an image shrinks).  So do `resize` and `zoom`, which scripts find here because pycaffe imports them; `skimage`
+is scikit-image where that is installed, and what recipes use of it where it is not.  Reading image files takes Pillow.  What data
+layers read and resize is the work of torchcaffe.data, in OpenCV's arithmetic.  Caffe: python/caffe/io.py.
 """
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from math import prod
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -181,6 +184,16 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
 
     Transparency is left out.  Raises CaffeError for a file that is no image, or without Pillow.
     """
+    pixels = img_as_float(imread(filename))
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3 if color else 1, 2)
+    elif not color:
+        pixels = (pixels @ LUMA)[:, :, None]
+    return pixels.astype(np.float32)
+
+
+def imread(filename: str | os.PathLike[str]) -> np.ndarray:
+    """The pixels in a file: (height, width), or (height, width, 3) as red, green, blue; uint8, or uint16 in files of 16 bits."""
     try:
         from PIL import Image
     except ImportError:
@@ -188,20 +201,21 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     try:
         require_regular(filename)
         with Image.open(filename) as picture:
-            deep = picture.mode.startswith("I;16")
-            gray = deep or picture.mode in ("1", "L")
-            pixels = np.asarray(picture if deep else picture.convert("L" if gray else "RGB"), float)
             mode = picture.mode
+            deep = mode.startswith("I;16")
+            pixels = np.array(picture if deep else picture.convert("L" if mode in ("1", "L") else "RGB"))
     except Exception as error:  # noqa: BLE001    Pillow raises a dozen types on damaged images
         raise CaffeOSError(f"{filename}: cannot be read as an image ({error})") from None
     if mode in ("I", "F"):
         raise CaffeValueError(f"{filename}: holds pixels of 32 bits; write it with 8 or 16")
-    pixels /= 65535 if deep else 255
-    if gray:
-        pixels = np.repeat(pixels[:, :, None], 3 if color else 1, 2)
-    elif not color:
-        pixels = (pixels @ LUMA)[:, :, None]
-    return pixels.astype(np.float32)
+    return pixels.astype(np.uint16) if deep else pixels
+
+
+def img_as_float(image: np.ndarray) -> np.ndarray:
+    """The image as float64, its largest possible value 1; floats stay what they are."""
+    if image.dtype.kind == "f":
+        return image
+    return image / (1.0 if image.dtype.kind == "b" else float(np.iinfo(image.dtype).max))
 
 
 def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
@@ -213,11 +227,42 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
     if im.ndim != 3 or 0 in im.shape or interp_order not in (0, 1):
         raise CaffeValueError("resize_image takes an image (height, width, channels) and interp_order 0 or 1, "
                               f"not shape {im.shape} and {interp_order}")
-    least, size = float(im.min()), [int(n) for n in new_dims[:2]]
-    squares = im.shape[2] in (1, 3)
-    rows, columns = (_places(old, new, squares, interp_order) for old, new in zip(im.shape, size, strict=False))
-    above = np.tensordot(rows, im.astype(float) - least, 1)
-    return (np.tensordot(columns, above, (1, 1)).transpose(1, 0, 2) + least).astype(np.float32)
+    least = float(im.min())
+    return (_resampled(im.astype(float) - least, new_dims[:2], im.shape[2] in (1, 3), interp_order) + least).astype(np.float32)
+
+
+def resize(image: np.ndarray, output_shape: Sequence[int], order: int = 1, mode: str = "constant", cval: float = 0, clip: bool = True,
+           preserve_range: bool = False) -> np.ndarray:
+    """scikit-image's resize: img_as_float of the image (height, width, ...) at another (height, width); float64.
+
+    `output_shape` may name the other axes too, which stay as they are.  `order` is 1, bilinear, or 0, the nearest pixel; beyond the
+    image lies `cval`; `clip` keeps values between the image's smallest and largest; `preserve_range` takes values as they are.
+    """
+    size, rest = tuple(output_shape[:2]), tuple(output_shape[2:])
+    fits = image.ndim >= 2 and 0 not in image.shape and len(size) == 2 and rest in ((), image.shape[2:])
+    if not fits or order not in (0, 1) or mode != "constant":
+        raise CaffeValueError("resize changes the first two axes of an image, with order 0 or 1 and mode 'constant', "
+                              f"not {image.shape} to {tuple(output_shape)}, order {order}, mode {mode!r}")
+    pixels = (image if preserve_range else img_as_float(image)).astype(float)
+    resized = _resampled(pixels - cval, size, True, order) + cval
+    return np.where(resized == cval, cval, np.clip(resized, pixels.min(), pixels.max())) if clip else resized
+
+
+def zoom(input: np.ndarray, zoom: float | Sequence[float], order: int = 3) -> np.ndarray:  # noqa: A002    scipy's name
+    """scipy.ndimage.zoom, of the first two axes and with order 1, linear, or 0, the nearest element: corners stay corners."""
+    factors = np.broadcast_to(np.asarray(zoom, float), input.ndim)
+    if input.ndim < 2 or 0 in input.shape or (factors[2:] != 1).any() or order not in (0, 1):
+        raise CaffeValueError(f"zoom changes the first two axes, with order 0 or 1, not {input.shape} by {zoom} with order {order}; "
+                              "scipy.ndimage.zoom does more")
+    size = [round(length * factor) for length, factor in zip(input.shape, factors[:2].tolist(), strict=False)]
+    zoomed = _resampled(input.astype(float), size, False, order)
+    return (np.trunc(zoomed + np.copysign(0.5, zoomed)) if input.dtype.kind in "iu" else zoomed).astype(input.dtype)
+
+
+def _resampled(image: np.ndarray, size: Sequence[int], squares: bool, order: int) -> np.ndarray:
+    """An image (height, width, ...) at another size, with zeros beyond it."""
+    rows, columns = (_places(old, int(new), squares, order) for old, new in zip(image.shape, size, strict=False))
+    return np.moveaxis(np.tensordot(columns, np.tensordot(rows, image, 1), (1, 1)), 0, 1)
 
 
 def _places(size: int, new: int, squares: bool, order: int) -> np.ndarray:
@@ -248,3 +293,17 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
     crops = [[image[y:y + size[0], x:x + size[1]] for y, x in corners] for image in images]
     plain = np.array(crops, np.float32)
     return np.stack([plain, plain[:, :, :, ::-1]], 1).reshape(-1, *size, images[0].shape[2])
+
+
+def _scikit_image() -> Any:
+    """scikit-image, or what recipes for pycaffe use of it."""
+    try:
+        import skimage  # type: ignore[import-not-found, unused-ignore]
+        import skimage.io  # type: ignore[import-not-found, unused-ignore]
+        import skimage.transform  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return SimpleNamespace(img_as_float=img_as_float, io=SimpleNamespace(imread=imread), transform=SimpleNamespace(resize=resize))
+    return skimage
+
+
+skimage = _scikit_image()

@@ -151,6 +151,61 @@ def test_constant_images_stay_so_and_the_nearest_pixel_is_a_copy():
         io.resize_image(RAMP, (6, 8), 3)
 
 
+BYTES = (np.arange(12).reshape(3, 4) * 20 + 20).astype(np.uint8)
+RESIZED = [[0.07843, 0.11667, 0.17157, 0.22647, 0.24706], [0.24706, 0.32941, 0.39216, 0.4549, 0.45882],       # to 4x5, by scikit-image
+           [0.45882, 0.56471, 0.62745, 0.6902, 0.67059], [0.55588, 0.66569, 0.72059, 0.77549, 0.74118]]
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,)])
+def test_resize_is_what_pycaffe_s_io_has_of_scikit_image(channels):
+    image = np.broadcast_to(BYTES.reshape(3, 4, *[1] * len(channels)), (3, 4, *channels))
+    for shape in ((4, 5), (4, 5, *channels)):
+        found = io.resize(image, shape)
+        assert found.shape == (4, 5, *channels) and found.dtype == np.float64
+        np.testing.assert_allclose(found.reshape(4, 5, -1)[:, :, -1], RESIZED, atol=1e-5)
+    np.testing.assert_allclose(io.resize(image, (4, 5), preserve_range=True).reshape(4, 5, -1)[:, :, 0], 255 * np.array(RESIZED), atol=3e-3)
+    np.testing.assert_array_equal(io.resize(image, (6, 8), order=0, preserve_range=True), image.repeat(2, 0).repeat(2, 1))
+
+
+def test_what_resize_makes_lies_between_the_image_s_values_unless_it_lies_beyond_the_image():
+    np.testing.assert_allclose(io.resize(np.full((2, 2), 0.5), (4, 4)), 0.5)
+    np.testing.assert_allclose(io.resize(np.full((2, 2), 0.5), (4, 4), clip=False)[0], [0.28125, 0.375, 0.375, 0.28125])
+    np.testing.assert_allclose(io.resize(np.full((2, 2), 0.5), (4, 4), cval=0.5, clip=False), 0.5)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.uint8, np.int16])
+@pytest.mark.parametrize("order", [0, 1])
+def test_zoom_is_what_pycaffe_s_io_has_of_scipy(order, kind):
+    ndimage = pytest.importorskip("scipy.ndimage")
+    array = (100 * draw(5, 6, 2)).astype(kind)
+    for factors in ((2, 1.5, 1), (0.4, 1, 1)):
+        expected = ndimage.zoom(array, factors, order=order)
+        found = io.zoom(array, factors, order=order)
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-4 if array.dtype.kind == "f" else 0)
+    np.testing.assert_allclose(io.zoom(array[:, :, 0], 2, order=order), ndimage.zoom(array[:, :, 0], 2, order=order), atol=1e-4)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: io.resize(BYTES, (4, 5), order=3), lambda: io.resize(BYTES, (4, 5), mode="reflect"), lambda: io.resize(BYTES, (4, 5, 3)),
+    lambda: io.resize(BYTES[0], (4,)), lambda: io.zoom(BYTES, 2), lambda: io.zoom(np.zeros((2, 2, 2)), 2, order=1),
+])
+def test_what_neither_does_is_refused(call):
+    with pytest.raises(ValueError, match="changes the first two axes"):
+        call()
+
+
+def test_skimage_is_there_as_recipes_use_it(tmp_path):
+    pytest.importorskip("PIL.Image").fromarray(BYTES).save(tmp_path / "a.png")
+    pixels = io.skimage.io.imread(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels, BYTES)
+    np.testing.assert_allclose(io.skimage.img_as_float(pixels), BYTES / 255)
+    assert io.skimage.img_as_float(np.zeros((2, 2), np.uint8)).dtype == np.float64
+    np.testing.assert_array_equal(io.skimage.img_as_float(np.array([True, False])), [1, 0])
+    np.testing.assert_array_equal(io.skimage.img_as_float(np.array([0.5, -2])), [0.5, -2])
+    assert io.skimage.transform.resize(pixels, (2, 2)).shape == (2, 2)
+
+
 def test_ten_crops_are_corners_centre_and_mirrors():
     images = [draw(5, 6, 3), draw(5, 6, 3, seed=1)]
     found = io.oversample(images, (2, 4))

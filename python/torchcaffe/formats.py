@@ -18,6 +18,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, EncodeError, Message
 
+from torchcaffe import glog
 from torchcaffe.errors import CaffeError, CaffeRuntimeError
 from torchcaffe.files import StrPath, read_bytes, require_regular
 from torchcaffe.proto import caffe_pb2, upgrade
@@ -174,8 +175,14 @@ def write_weights(path: StrPath, net: caffe_pb2.NetParameter) -> None:
 def write_weights_hdf5(path: StrPath, net: caffe_pb2.NetParameter) -> None:
     """Write a net with blobs as Caffe's HDF5 caffemodel: data/{layer}/{i}, and diff/{layer}/{i} if the blobs have diffs.
 
-    A parameter that shares another's name is left to its owner, the first (Caffe: Net::ToHDF5).
+    A parameter that shares another's name is left to its owner, the first (Caffe: Net::ToHDF5).  HDF5 takes a `/` in a layer's name for
+    a group in a group: torchcaffe reads such a file, and a line in the log says that Caffe does not find the layer.
     """
+    nested = [layer.name for layer in net.layer if layer.blobs and "/" in layer.name]
+    if nested:
+        glog.warning(f"{path}: Caffe itself will not find {len(nested)} layer(s) of this file with a / in their names, '{nested[0]}' "
+                     "first; write binary weights for it", "net.cpp:0")
+
     def write(file: h5py.File) -> None:
         owned: set[str] = set()
         diffs = any(blob.diff or blob.double_diff for layer in net.layer for blob in layer.blobs)

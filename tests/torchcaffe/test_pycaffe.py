@@ -98,6 +98,22 @@ def test_weights_go_out_and_in_as_hdf5(tmp_path, mlp):
         np.testing.assert_array_equal(parameters(other)[key], value)
 
 
+def test_hdf5_of_layers_that_caffe_would_not_find_is_written_with_a_line_that_says_so(tmp_path, mlp, capfd):
+    caffe.Net(mlp, caffe.TRAIN).save_hdf5(str(tmp_path / "w.h5"))
+    assert "will not find" not in capfd.readouterr().err
+    (tmp_path / "net.prototxt").write_text(MLP.replace('name: "ip', 'name: "teacher/ip'))
+    net, other = caffe.Net(mlp, caffe.TRAIN), caffe.Net(mlp, caffe.TRAIN)
+    net.save(str(tmp_path / "w.caffemodel"))
+    assert "will not find" not in capfd.readouterr().err
+    net.save(str(tmp_path / "w.caffemodel.h5"))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "will not find" in line]
+    assert len(lines) == 1 and "w.caffemodel.h5: Caffe itself will not find 2 layer(s) of this file" in lines[0]
+    assert "'teacher/ip1' first; write binary weights for it" in lines[0]
+    other.copy_from(str(tmp_path / "w.caffemodel.h5"))
+    for key, value in parameters(net).items():
+        np.testing.assert_array_equal(parameters(other)[key], value)
+
+
 def test_hooks_are_called_around_every_layer(mlp):
     net, seen = caffe.Net(mlp, caffe.TRAIN), []
     for name in ("before_forward", "after_forward", "before_backward", "after_backward"):

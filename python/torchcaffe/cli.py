@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import Connection
@@ -52,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         args = _parser().parse_args([re.sub(r"^-(?=[a-z]\w)", "--", argument) for argument in given])
-        with _python_layers(args):
+        with _python_layers(args), _tracebacks(args):
             return args.command(args) or 0
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         words = sentence(error)
         if words is None:
             raise
@@ -99,7 +100,7 @@ def train(args: argparse.Namespace) -> None:
 
 def _train_together(uid: str, orders: Connection, args: argparse.Namespace, param: caffe_pb2.SolverParameter) -> None:
     """What each process of several does."""
-    with _python_layers(args):
+    with _python_layers(args), _tracebacks(args):
         solver = _solver(args, param)
         nccl = NCCL(solver, uid)
         nccl.bcast()
@@ -205,6 +206,17 @@ def _python_layers(args: argparse.Namespace) -> AbstractContextManager[None]:
     return settings.without_python_layers() if getattr(args, "no_python_layers", False) else nullcontext()
 
 
+@contextmanager
+def _tracebacks(args: argparse.Namespace) -> Iterator[None]:
+    """Within the block --debug shows where an error comes from, before it becomes a sentence."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if getattr(args, "debug", False) and sentence(error) is not None:
+            traceback.print_exception(error)
+        raise
+
+
 def _first(gpus: list[int]) -> int | None:
     """The one GPU of a command that takes no more."""
     for gpu in gpus[1:]:
@@ -297,4 +309,5 @@ def _parser() -> argparse.ArgumentParser:
         tool.register(add)
     for name in BUILDERS:
         commands.choices[name].add_argument("--no-python-layers", action="store_true", help="refuse nets that import Python layers")
+        commands.choices[name].add_argument("--debug", action="store_true", help="show the traceback of what goes wrong, too")
     return parser

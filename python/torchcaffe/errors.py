@@ -1,7 +1,9 @@
 """What torchcaffe raises when its input, not its code, is wrong, and what a user is told of that."""
 from __future__ import annotations
 
+import os
 import re
+import traceback
 
 import torch
 
@@ -62,8 +64,17 @@ class PeerLost(CaffeError):
     """Another of the solvers that train together has ended; what it says is the cause, this only follows."""
 
 
-def sentence(error: Exception) -> str | None:
-    """What to tell the user of a mistake in the input or of full memory; None of anything else, which is a bug."""
+def blame(error: BaseException, layer: str, module: str) -> None:
+    """Remember that the error comes out of the code of a Python layer, in the file `module`: it reaches a script as it was raised."""
+    if not hasattr(error, "python_layer"):
+        error.python_layer = layer, module  # type: ignore[attr-defined]
+        error.add_note(f"raised by layer '{layer}' (Python)")
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to tell the user of a mistake in the input or in a Python layer, or of full memory; None of anything else, which is a bug."""
+    if hasattr(error, "python_layer"):
+        return _of_python_layer(error, *error.python_layer)
     if isinstance(error, CaffeError):
         return str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -71,3 +82,15 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):  # torch's words
         return "the memory is full; use a smaller batch_size"
     return None
+
+
+def _of_python_layer(error: BaseException, layer: str, module: str) -> str:
+    """What a layer's code has raised, and on which line of its own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [(frame.filename, frame.lineno) for frame in frames if frame.filename == module] or [(frames[-1].filename, frames[-1].lineno)]
+    if isinstance(error, SyntaxError):
+        place = [(error.filename or module, error.lineno)]
+    file, line = place[-1]
+    words = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    kind = "ends the program with SystemExit" if isinstance(error, SystemExit) else f"raises {type(error).__name__}"
+    return f"layer '{layer}' (Python) {kind}{f': {words}' if words else ''} ({os.path.relpath(file)}:{line})"

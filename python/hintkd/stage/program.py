@@ -287,7 +287,7 @@ def output_to(path: str) -> Iterator[None]:
             os.dup2(log.fileno(), 2)
             try:
                 yield
-            except Exception:
+            except (Exception, SystemExit):
                 traceback.print_exc()
                 raise
     finally:
@@ -304,7 +304,7 @@ def answer(folders: Sequence[str], tell: Callable[[str], None]) -> str | None:
         run_together(folders, tell)
     except UserError as error:
         sentence = str(error)
-    except Exception as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a Python layer raises; its traceback is in the log
         sentence = f"{words(error)} (see {folders[0]}/log.txt)"
     else:
         return None
@@ -313,7 +313,7 @@ def answer(folders: Sequence[str], tell: Callable[[str], None]) -> str | None:
     return sentence
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """An error for people: what the engine says of its input as it is, anything else by its first line and where it came up."""
     if any(kind.__name__ == "CaffeError" for kind in type(error).__mro__):
         return str(error)
@@ -321,7 +321,8 @@ def words(error: Exception) -> str:
         return "the memory is full: fewer --jobs or a smaller batch need less"
     said = (str(error).strip().splitlines() or ["something went wrong that has no name"])[0]
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{said}, at {os.path.basename(where.filename)}:{where.lineno}"
+    notes = "".join(f", {note}" for note in getattr(error, "__notes__", []))         # torchcaffe's: which layer raised it
+    return f"{said}, at {os.path.basename(where.filename)}:{where.lineno}{notes}"
 
 
 def die_with(parent: int) -> None:

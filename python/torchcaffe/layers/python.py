@@ -6,14 +6,17 @@ A prototxt names `module:` and `layer:`; the class has setup, reshape, forward a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from torchcaffe import settings
 from torchcaffe.alias import installed
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, blame
 from torchcaffe.graph.blob import Blob
 from torchcaffe.graph.vectors import BlobVec, BoolVec, RawBlobVec
 from torchcaffe.layers.base import Layer, Shape, layer
@@ -52,22 +55,36 @@ def load_class(module: str, name: str, complain: Layer) -> type[PyLayer]:
     try:
         with installed():
             loaded = importlib.import_module(module)
-    except CaffeError as error:
-        raise CaffeError(f"layer '{complain.name}' (Python): {error}", layer=complain.name) from None
     except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0] and error.name != module:
+        if error.name not in (module.split(".")[0], module):
+            blame(error, complain.name, _file(module))
             raise
         raise CaffeError(f"layer '{complain.name}' (Python): no module '{module}' on sys.path; put its folder on PYTHONPATH",
                          layer=complain.name) from None
+    except (Exception, SystemExit) as error:
+        blame(error, complain.name, _file(module))
+        raise
     complain.require(hasattr(loaded, name), f"module '{module}' ({getattr(loaded, '__file__', '?')}) has no class '{name}'")
     found = getattr(loaded, name)
     complain.require(isinstance(found, type) and issubclass(found, PyLayer), f"'{module}.{name}' is not a caffe.Layer")
     return found
 
 
+def _file(module: str) -> str:
+    """The file of a module that may not be imported."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):                       # of the package it is in
+        spec = None
+    return spec.origin or "" if spec else ""
+
+
 @layer("Python")
 class PythonLayer(Layer):
-    """Caffe: python_layer.hpp.  A loss needs its loss_weight written out.  Exceptions of the class reach the caller."""
+    """Caffe: python_layer.hpp.  A loss needs its loss_weight written out.
+
+    Exceptions of the class reach the caller as they are, blamed on this layer (errors.blame).
+    """
 
     bottoms, tops = (0, None), (0, None)
     reshapes_itself = True
@@ -80,14 +97,16 @@ class PythonLayer(Layer):
         self.require(settings.python_layers(), f"module '{p.module}' is not imported, as --no-python-layers says; "
                      "leave that flag away if you trust the module")
         cls = load_class(p.module, p.layer, self)
-        self.user = cls(self.param)
-        self.user.param_str = p.param_str
-        self.user.phase = self.phase
-        self.user.blobs = self.blobs
-        self.user.setup(self.bottom_blobs, self.top_blobs)
+        with self._users_code():
+            self.user = cls(self.param)
+            self.user.param_str = p.param_str
+            self.user.phase = self.phase
+            self.user.blobs = self.blobs
+            self.user.setup(self.bottom_blobs, self.top_blobs)
 
     def top_shapes(self, *bottoms: Shape) -> list[Shape]:
-        self.user.reshape(self.bottom_blobs, self.top_blobs)
+        with self._users_code():
+            self.user.reshape(self.bottom_blobs, self.top_blobs)
         return [blob.shape for blob in self.top_blobs]
 
     @property
@@ -96,12 +115,24 @@ class PythonLayer(Layer):
         return hasattr(self.user, "forward_torch")
 
     def forward(self, *bottoms: Tensor) -> Tensor | Sequence[Tensor]:
-        return self.user.forward_torch(bottoms, self.params)  # type: ignore[attr-defined]
+        with self._users_code():
+            return self.user.forward_torch(bottoms, self.params)  # type: ignore[attr-defined]
 
     def forward_numpy(self) -> None:
         """The class's own forward, on live arrays."""
-        self.user.forward(self.bottom_blobs, self.top_blobs)
+        with self._users_code():
+            self.user.forward(self.bottom_blobs, self.top_blobs)
 
     def backward_numpy(self, propagate_down: Sequence[bool]) -> None:
         """The class's own backward; bottoms it leaves alone keep their diffs."""
-        self.user.backward(self.top_blobs, BoolVec(propagate_down), self.bottom_blobs)
+        with self._users_code():
+            self.user.backward(self.top_blobs, BoolVec(propagate_down), self.bottom_blobs)
+
+    @contextmanager
+    def _users_code(self) -> Iterator[None]:
+        """Blame what is raised within the block on this layer."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            blame(error, self.name, getattr(sys.modules.get(self.param.python_param.module), "__file__", None) or "")
+            raise

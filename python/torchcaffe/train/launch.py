@@ -117,7 +117,7 @@ def _member(rank: int, count: int, uid: str, orders: Connection, work: Work, arg
     try:
         with glog.silent() if rank else nullcontext():
             work(uid, orders, *arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         words = sentence(error)
         if words is None:
             raise

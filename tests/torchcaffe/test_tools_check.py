@@ -142,9 +142,11 @@ def test_behind_missing_data_the_rest_of_the_net_is_still_looked_at(folder, capf
 
 
 @pytest.mark.parametrize(("code", "words"), [
-    ("import gone_too", "a Python layer's module cannot be imported (No module named 'gone_too'); install what it needs"),
-    ("print 'hello'", "a Python layer raises SyntaxError"),
-    ("import caffe\nclass L(caffe.Layer):\n def setup(self, b, t): raise ValueError('no')", "a Python layer raises ValueError: no"),
+    ("import gone_too", "net.prototxt: layer 'p' (Python) raises ModuleNotFoundError: No module named 'gone_too' ("),
+    ("import gone_too", "; install what it needs"), ("print 'hello'", "layer 'p' (Python) raises SyntaxError"),
+    ("import caffe\nclass L(caffe.Layer):\n def setup(self, b, t):\n  raise ValueError('no')",
+     "layer 'p' (Python) raises ValueError: no (layer_"),
+    ("import sys\nsys.exit(0)", "layer 'p' (Python) ends the program with SystemExit"),
 ])
 def test_python_layers_that_do_not_work(folder, capfd, monkeypatch, code, words):
     module = f"layer_{abs(hash(code))}"
@@ -153,7 +155,8 @@ def test_python_layers_that_do_not_work(folder, capfd, monkeypatch, code, words)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     (folder / "net.prototxt").write_text(
         INPUT + f'layer {{ name: "p" type: "Python" bottom: "data" top: "p" python_param {{ module: "{module}" layer: "L" }} }}')
-    assert words in problem(capfd, "net.prototxt")
+    said = problem(capfd, "net.prototxt")
+    assert words in said and f"{module}.py:" in said
 
 
 def test_images_that_a_list_names_must_be_there(folder, capfd):
@@ -161,7 +164,85 @@ def test_images_that_a_list_names_must_be_there(folder, capfd):
     (folder / "list").write_text("a.png 0\nb.png 1\nc.png 2\n")
     (folder / "net.prototxt").write_text('layer { name: "data" type: "ImageData" top: "data" top: "data_label" '
                                          'image_data_param { source: "list" batch_size: 2 } }' + NET)
-    assert "2 of the 3 images in list do not exist, the first being b.png" in problem(capfd, "net.prototxt")
+    assert "2 of the 3 files in list do not exist: b.png, c.png; put them there, or set root_folder" in problem(capfd, "net.prototxt")
+    (folder / "list").write_text("".join(f"{i}.png 0\n" for i in range(30)))
+    assert "do not exist: 0.png, 1.png, " in (said := problem(capfd, "net.prototxt")) and "19.png and 10 more; " in said
+
+
+def test_hdf5_files_that_a_list_names_must_be_there(folder, capfd):
+    (folder / "list").write_text("a.h5\nb.h5\n")
+    (folder / "net.prototxt").write_text('layer { name: "data" type: "HDF5Data" top: "data" top: "data_label" '
+                                         'hdf5_data_param { source: "list" batch_size: 2 } }' + NET)
+    assert "2 of the 2 files in list do not exist: a.h5, b.h5; put them there, or start from the folder" in problem(capfd, "net.prototxt")
+
+
+@pytest.mark.parametrize(("kind", "given", "words"), [
+    ("Data", "input_param { shape { dim: 1 } }", "layer 'data' (Data): data_param has no source and no batch_size; write them"),
+    ("Data", 'data_param { source: "lmdb" backend: LMDB }', "data_param has no batch_size; write it"),
+    ("HDF5Data", "hdf5_data_param { batch_size: 2 }", "hdf5_data_param has no source; write it"),
+    ("ImageData", "", "image_data_param has no source; write it"),
+    ("WindowData", "transform_param { crop_size: 5 }", "window_data_param has no source and no batch_size; write them"),
+])
+def test_a_data_layer_without_data_is_told_what_to_write(folder, capfd, kind, given, words):
+    (folder / "net.prototxt").write_text(f'layer {{ name: "data" type: "{kind}" top: "data" top: "data_label" {given} }}\n' + NET)
+    assert words in problem(capfd, "net.prototxt")
+    with pytest.raises(caffe.CaffeError, match=words.split(": ")[-1].split(" and ")[0].split(";")[0]):
+        caffe.Net("net.prototxt", caffe.TRAIN)
+
+
+# -- the state that a net is judged in --------------------------------------------------------------------------------------
+STAGED = """
+layer { name: "data" type: "DummyData" top: "data" include { phase: TRAIN } dummy_data_param { shape { dim: 2 dim: 3 } } }
+layer { name: "data" type: "DummyData" top: "data" include { phase: TEST stage: "held-out" } dummy_data_param { shape { dim: 2 dim: 3 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 3 } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "fc" bottom: "data" top: "loss" }
+"""
+
+
+def test_a_net_is_judged_in_the_states_that_its_solver_gives_it(folder, capfd):
+    (folder / "net.prototxt").write_text(STAGED)
+    (folder / "solver.prototxt").write_text(SOLVER.replace("test_iter: 2", 'test_state { stage: "held-out" } test_iter: 2'))
+    assert check(capfd, "net.prototxt", "solver.prototxt", status=0) == ["net.prototxt: net: will run", "solver.prototxt: solver: will run"]
+    (folder / "solver.prototxt").write_text(SOLVER)                                     # which names no stage
+    said = check(capfd, "./net.prototxt", "solver.prototxt", status=1)
+    words = "layer 'fc' (InnerProduct): unknown bottom blob 'data': no earlier layer has such a top (in phase TEST without stages)"
+    assert [words in line for line in said] == [False, True, False, True]
+
+
+def test_a_net_by_itself_is_judged_in_the_states_that_its_inputs_name(folder, capfd):
+    (folder / "net.prototxt").write_text(STAGED)
+    assert check(capfd, "net.prototxt", status=0) == ["net.prototxt: net: will run"]
+    (folder / "net.prototxt").write_text(STAGED.replace('bottom: "fc" bottom', 'bottom: "gone" bottom'))
+    assert "unknown bottom blob 'gone': no earlier layer has such a top" in (said := problem(capfd, "net.prototxt")) and " (in" not in said
+    (folder / "net.prototxt").write_text(STAGED + 'layer { name: "x" type: "ReLU" bottom: "gone" top: "x" include { stage: "held-out" } }')
+    assert "'gone': no earlier layer has such a top (in phase TEST with stage 'held-out')" in problem(capfd, "net.prototxt")
+
+
+def test_a_net_whose_layers_are_for_one_phase_is_not_judged_in_the_other(folder, capfd):
+    deploy = INPUT + NET.replace("include { phase: TEST }", "").replace("inner_p", "include { phase: TEST } inner_p")
+    (folder / "net.prototxt").write_text(deploy)
+    assert check(capfd, "net.prototxt", status=0) == ["net.prototxt: net, in phase TEST without stages: will run"]
+    (folder / "net.prototxt").write_text(deploy.replace("layer {", "layer { include { phase: TRAIN }", 1))
+    assert "unknown bottom blob 'ip'" in problem(capfd, "net.prototxt")                 # its input says what it is for
+
+
+def test_line_ends_mean_nothing_to_what_a_file_is(folder, capfd):
+    for text in (SOLVER.replace("\n", " "), SOLVER.replace(" ", "\n"), 'net: "net.prototxt", ' + SOLVER.split('"', 2)[2]):
+        (folder / "solver.prototxt").write_text(text)
+        assert check(capfd, "solver.prototxt", status=0) == ["solver.prototxt: solver: will run"]
+    (folder / "solver.prototxt").write_text(SOLVER.replace('net: "net.prototxt"', f"net_param {{ {INPUT} {NET} }}"))
+    assert check(capfd, "solver.prototxt", status=0) == ["solver.prototxt: solver: will run"]
+    (folder / "net.prototxt").write_text(" ".join((INPUT + NET).split()))
+    assert check(capfd, "net.prototxt", status=0) == ["net.prototxt: net: will run"]
+
+
+@pytest.mark.parametrize("devices", ["0,1", "0, 1", "[0, 1]", '"0,1"'])
+def test_several_devices_in_a_solver_get_a_sentence(folder, capfd, devices):
+    (folder / "solver.prototxt").write_text(f"# one line\n{SOLVER} device_id: {devices} momentum: 0.9")
+    assert "device_id is the number of one GPU, not 0" in (said := problem(capfd, "solver.prototxt"))
+    assert "name several for training with `torchcaffe train --gpu 0,1`" in said and "solver.prototxt:3:" in said
+    with pytest.raises(caffe.CaffeError, match="device_id is the number of one GPU"):
+        caffe.get_solver("solver.prototxt")
 
 
 # -- solvers, weights, states ------------------------------------------------------------------------------------------
@@ -248,7 +329,8 @@ def test_sizes_that_differ_are_said(folder, capfd):
     assert check(capfd, "uneven", status=0) == ["uneven: LMDB, 2 records of 2 shapes (so crop_size is needed), labels 0 to 1: can be used"]
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["none"], "there is no file none"), ([], "required: FILE")])
+@pytest.mark.parametrize(("arguments", "words"), [(["none"], "there is no file none"), ([], "required: FILE"),
+                                                    (["net.prototxt", "none", "lmdb", "too"], "there are no files none, too")])
 def test_mistakes_in_flags(capfd, arguments, words):
     assert main(["check", *arguments]) == 2
     assert words in capfd.readouterr().err

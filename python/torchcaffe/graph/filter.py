@@ -23,6 +23,13 @@ def meets(state: caffe_pb2.NetState, rule: caffe_pb2.NetStateRule) -> bool:
     return set(rule.stage) <= stages and not set(rule.not_stage) & stages
 
 
+def is_included(layer: caffe_pb2.LayerParameter, state: caffe_pb2.NetState) -> bool:
+    """Whether the rules of a layer, of one kind only, let it be in a net of this state."""
+    if layer.include:
+        return any(meets(state, rule) for rule in layer.include)
+    return not any(meets(state, rule) for rule in layer.exclude)
+
+
 def filter_net(param: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
     """The layers of `param` that its own state includes.  Raises CaffeError where a layer has both include and exclude."""
     result = caffe_pb2.NetParameter()
@@ -31,11 +38,7 @@ def filter_net(param: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
     for layer in param.layer:
         if layer.include and layer.exclude:
             raise CaffeError(f"layer '{layer.name}': has include and exclude rules; write one kind only", layer=layer.name)
-        if layer.include:
-            kept = any(meets(param.state, rule) for rule in layer.include)
-        else:
-            kept = not any(meets(param.state, rule) for rule in layer.exclude)
-        if kept:
+        if is_included(layer, param.state):
             result.layer.add().CopyFrom(layer)
     return result
 

@@ -93,6 +93,7 @@ class Data(Source):
     def setup(self) -> None:
         param = self.param.data_param
         self.batch = param.batch_size
+        self.require(param.source, "data_param has no source")
         self.require(self.batch > 0, "data_param has no batch_size")
         if param.backend != caffe_pb2.DataParameter.LMDB:
             is_lmdb = os.path.exists(os.path.join(param.source, "data.mdb"))
@@ -150,6 +151,7 @@ class HDF5Data(Source):
     def setup(self) -> None:
         param = self.param.hdf5_data_param
         self.batch = param.batch_size
+        self.require(param.source, "hdf5_data_param has no source")
         self.require(self.batch > 0, "hdf5_data_param has no batch_size")
         self.require(not self.param.HasField("transform_param"), "HDF5 rows are not transformed; take transform_param out")
         with self.naming_errors():

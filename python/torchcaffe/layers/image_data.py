@@ -27,6 +27,7 @@ class ImageData(Source):
     def setup(self) -> None:
         param = self.param.image_data_param
         self.batch = param.batch_size
+        self.require(param.source, "image_data_param has no source")
         self.require(self.batch > 0, "image_data_param has no batch_size")
         self.require(bool(param.new_height) == bool(param.new_width), "new_height and new_width go together; write both or neither")
         with self.naming_errors():

@@ -113,6 +113,7 @@ class WindowData(Source):
     def setup(self) -> None:
         param, transform = self.param.window_data_param, self.param.transform_param
         self.batch, self.crop = param.batch_size, transform.crop_size
+        self.require(param.source, "window_data_param has no source")
         self.require(self.batch > 0, "window_data_param has no batch_size")
         self.require(self.crop > 0, "transform_param has no crop_size, the size that windows are warped to")
         self.require(2 * param.context_pad < self.crop, f"context_pad {param.context_pad} leaves nothing of crop_size {self.crop}")

@@ -105,6 +105,17 @@ def layer_line(path: StrPath, name: str) -> int | None:
     return None
 
 
+def top_fields(text: str) -> set[str]:
+    """The names of the fields that stand outside of all blocks, as far as the text goes."""
+    found, depth, word = set(), 0, ""
+    for token, _ in _tokens(text):
+        if depth == 0 and word and token in ":{<":
+            found.add(word)
+        depth = max(0, depth + (token in "{<[") - (token in "}>]"))
+        word = token if token[0].isalpha() or token[0] == "_" else ""
+    return found
+
+
 def _strings(message: Message) -> Iterator[str]:
     """All strings in a message."""
     for field, value in message.ListFields():
@@ -159,8 +170,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{folded[near[0]]}'?" if near else ""
 
 
+_DEVICES = re.compile(r"\bdevice_id\s*:\s*[\[\"']?\s*(\d+(?:\s*,\s*\d+)+)")
+
+
 def _explain(complaint: str, text: str, line: int, column: int) -> str:
     """protobuf's complaint as a sentence for whoever wrote the file."""
+    lines = text.split("\n")
+    if found := next((found for found in _DEVICES.finditer(lines[line - 1] if line <= len(lines) else "")
+                      if found.start() < column <= found.end()), None):
+        return (f"device_id is the number of one GPU, not {found[1]}; leave it away, and name several for training with "
+                f"`torchcaffe train --gpu {found[1].replace(' ', '')}`")
     pool = caffe_pb2.DESCRIPTOR.pool
     if found := re.search(r'Message type "([\w.]+)" has no field named "(.*)"', complaint):
         message = pool.FindMessageTypeByName(found[1])
@@ -193,5 +212,5 @@ def _explain(complaint: str, text: str, line: int, column: int) -> str:
         if found[1] in "}>" and opened:
             return f"the file ends inside the block that begins on line {opened}; a '{found[1]}' is missing"
         return f"'{found[1]}' is expected here" if '"' not in found[1] else "true or false is expected here"
-    source = text.split("\n")[line - 1] if line <= text.count("\n") + 1 else ""
+    source = lines[line - 1] if line <= len(lines) else ""
     return complaint.removeprefix(f"{line}:{column} : ").removeprefix(f"'{source}': ").rstrip(".").replace("\n", " ")

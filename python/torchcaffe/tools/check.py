@@ -20,12 +20,13 @@ from torchcaffe.data.leveldb_reader import is_leveldb
 from torchcaffe.data.lmdb_reader import open_database
 from torchcaffe.errors import CaffeError
 from torchcaffe.files import read_text, require_regular
+from torchcaffe.proto import caffe_pb2, prototxt
 from torchcaffe.tools import Add
 from torchcaffe.tools.check_net import Check, NetCheck, SolverCheck
+from torchcaffe.tools.states import Use, uses_of
 
 SAMPLE = 1000                                   # records of a database that are looked at
 SEVERAL_GPUS = re.compile(r"-gpus?[= ]+[\"']?(\d+\s*,[\d,\s]*\d|all)\b|\b(NCCL|set_solver_count|set_multiprocess)\(")
-SOLVER_FIELDS = re.compile(r"^\s*(base_lr|lr_policy|max_iter|solver_mode|snapshot_prefix)\s*:", re.MULTILINE)
 
 
 class Finding:
@@ -46,11 +47,12 @@ def register(add: Add) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Say of each file whether it will run here, and what is in the way; status 1 when something is."""
-    for path in args.files:
-        if not os.path.exists(path):
-            raise CaffeError(f"there is no file {path}")
+    missing = [path for path in args.files if not os.path.exists(path)]
+    if missing:
+        raise CaffeError(f"there {'is no file' if len(missing) == 1 else 'are no files'} {', '.join(missing)}")
     with glog.silent():
-        findings = [look(path) for path in args.files]
+        uses = solvers_uses(args.files)
+        findings = [look(path, uses) for path in args.files]
         checks = [finding.check for finding in findings if finding.check]
         checks = [check for check in checks if isinstance(check, SolverCheck)] or checks
         if len(checks) == 1:
@@ -65,8 +67,21 @@ def check(args: argparse.Namespace) -> int:
     return 1 if any(finding.problems for finding in findings) else 0
 
 
-def look(path: str) -> Finding:
-    """What the file is and what is in its way."""
+def solvers_uses(paths: list[str]) -> dict[str, list[Use]]:
+    """How the solvers among the files use their nets, by the nets' real paths."""
+    found: dict[str, list[Use]] = {}
+    for path in paths:
+        try:
+            if os.path.isfile(path) and is_solver(read_text(path, "replace")):
+                for file, use in uses_of(prototxt.read_solver(path)):
+                    found.setdefault(os.path.realpath(file), []).append(use)
+        except (CaffeError, OSError):
+            continue                                        # which looking at the file tells
+    return found
+
+
+def look(path: str, uses: dict[str, list[Use]]) -> Finding:
+    """What the file is and what is in its way; nets are looked at as the solvers use them."""
     if os.path.isdir(path):
         return _guarded(path, "folder", _folder)
     try:
@@ -82,7 +97,7 @@ def look(path: str) -> Finding:
     text = read_text(path, "replace")
     if text.startswith("#!") or Path(path).suffix in (".sh", ".py"):
         return _script(path, text)
-    return _guarded(path, "prototxt", lambda path: _prototxt(path, text))
+    return _guarded(path, "prototxt", lambda path: _prototxt(path, text, uses.get(os.path.realpath(path), [])))
 
 
 def _guarded(path: str, kind: str, inspect: Callable[[str], Finding]) -> Finding:
@@ -109,12 +124,19 @@ def _hold_against(finding: Finding, check: Check) -> None:
 
 
 # -- kinds ---------------------------------------------------------------------------------------------------------
-def _prototxt(path: str, text: str) -> Finding:
+def is_solver(text: str) -> bool:
+    """Whether a prototxt is a solver's, by the fields outside of all blocks; where they are in its lines means nothing."""
+    fields, solver, net = prototxt.top_fields(text), *({field.name for field in kind.DESCRIPTOR.fields}
+                                                       for kind in (caffe_pb2.SolverParameter, caffe_pb2.NetParameter))
+    return len(fields & (solver - net)) > len(fields & (net - solver))
+
+
+def _prototxt(path: str, text: str, uses: list[Use]) -> Finding:
     if "{" not in text and ":" not in text:
         raise CaffeError(f"{path}: is neither a net nor a solver; if it is a list of files, name the net that reads it")
-    is_solver = bool(SOLVER_FIELDS.search(text)) and not re.search(r"\blayers?\s*\{", text)
-    check: Check = SolverCheck(path) if is_solver else NetCheck(path)
-    finding = Finding(path, "solver" if is_solver else "net", problems=check.problems)
+    check: Check = SolverCheck(path) if is_solver(text) else NetCheck(path, uses)
+    about = check.about if isinstance(check, NetCheck) else ""
+    finding = Finding(path, "solver" if isinstance(check, SolverCheck) else "net", about, check.problems)
     finding.check = check
     return finding
 

@@ -6,34 +6,47 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from google.protobuf import text_format
 
 from torchcaffe import settings
 from torchcaffe.data.images import read_list
-from torchcaffe.errors import CaffeError
+from torchcaffe.errors import CaffeError, sentence
 from torchcaffe.files import read_text
 from torchcaffe.graph import filter as graph
 from torchcaffe.graph.build import check_differentiable
 from torchcaffe.layers.base import LAYERS
 from torchcaffe.layers.window_data import read_windows
-from torchcaffe.net import TEST, TRAIN, Net
+from torchcaffe.net import TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt, upgrade
 from torchcaffe.proto.prototxt import nearest
-from torchcaffe.tools.outline import READERS, outline, placed
+from torchcaffe.tools.outline import outline, placed
+from torchcaffe.tools.states import Use, in_state, in_words, own_uses, uses_of
 from torchcaffe.train.solver import Solver, snapshot_problem
 
 SOURCES = ("data_param", "hdf5_data_param", "image_data_param", "infogain_loss_param", "window_data_param")
+READER_PARAMS = {"Data": "data_param", "HDF5Data": "hdf5_data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
+SHOWN = 20                                      # files of a list that are named one by one
 
 
 class Check:
-    """What a prototxt has in the way: `problems`, and the nets that can be built, without contents."""
+    """What a prototxt has in the way, and the nets that can be built, without contents.
+
+    A sentence that is true of a net in some of the states that it is looked at in, and not in all, names these.
+    """
 
     def __init__(self) -> None:
-        self.problems: list[str] = []
         self.nets: list[Net] = []
+        self._told: dict[str, set[str]] = {}            # sentence -> the states it is about, none if it is about the file
+        self._states: dict[str, set[str]] = {}          # sentence -> the states in which the net of that file was looked at
+        self._looked: dict[str, set[str]] = {}          # file of a net -> states
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each."""
+        return [sentence + (f" (in {' and in '.join(sorted(states))})" if states and states != self._states[sentence] else "")
+                for sentence, states in self._told.items()]
 
     def _read(self, path: str) -> tuple[caffe_pb2.NetParameter, bool]:
         """The net in a file and whether that is all of it: fields that Caffe does not have are passed over, and a problem."""
@@ -51,21 +64,24 @@ class Check:
         except (text_format.ParseError, CaffeError):
             return caffe_pb2.NetParameter(), False
 
-    def look(self, param: caffe_pb2.NetParameter, path: str, whole: bool) -> None:
-        """Add the problems of a message whose state is set; it is built if it is the `whole` of what the file says."""
+    def look(self, net: caffe_pb2.NetParameter, path: str, whole: bool, use: Use) -> None:
+        """Add the problems of a net in the state it is used in; it is built if it is the `whole` of what the file says."""
+        param = in_state(net, use)
+        state = in_words(param.state)
+        self._looked.setdefault(path, set()).add(state)
         try:
             layers = graph.filter_net(param).layer
         except CaffeError as error:
-            self._add(str(placed(error, path)))
+            self._add(str(placed(error, path)), path, state)
             return
         found = [(layer, list(_layer_problems(layer))) for layer in layers]
-        for layer, sentences in found:
-            for sentence in sentences:
-                self._add(str(placed(CaffeError(f"layer '{layer.name}' ({layer.type}): {sentence}", layer=layer.name), path)))
+        for layer, problems in found:
+            for problem in problems:
+                self._add(str(placed(CaffeError(f"layer '{layer.name}' ({layer.type}): {problem}", layer=layer.name), path)), path, state)
         if whole and all(layer.type in LAYERS for layer in layers):
-            self._build(param, path, {layer.name for layer, sentences in found if sentences})
+            self._build(param, path, state, {layer.name for layer, problems in found if problems})
 
-    def _build(self, param: caffe_pb2.NetParameter, path: str, known: set[str]) -> None:
+    def _build(self, param: caffe_pb2.NetParameter, path: str, state: str, known: set[str]) -> None:
         """Build the net; `known` names the layers whose problems are told already."""
         try:
             look = outline(param, path)
@@ -74,32 +90,38 @@ class Check:
                     check_differentiable(look.net.graph)
         except CaffeError as error:
             if not any(f"layer '{name}' " in str(error) for name in known):
-                self._add(str(error))
-        except ImportError as error:
-            self._add(f"{path}: a Python layer's module cannot be imported ({error}); install what it needs")
-        except Exception as error:  # noqa: BLE001    a Python layer may raise anything
-            self._add(f"{path}: a Python layer raises {type(error).__name__}: {error}; make it work with Python 3 and this net")
+                self._add(str(error), path, state)
+        except (Exception, SystemExit) as error:
+            words = sentence(error)                         # of what a Python layer raises
+            if words is None:
+                raise
+            cure = "install what it needs" if isinstance(error, ImportError) else "make it work with Python 3 and this net"
+            self._add(f"{path}: {words}; {cure}", path, state)
         else:
             self.nets.append(look.net)
             for name, complaint in look.missing.items():
                 if name not in known:
-                    self._add(str(complaint))
+                    self._add(str(complaint), path, state)
 
-    def _add(self, sentence: str) -> None:
-        if sentence not in self.problems:
-            self.problems.append(sentence)
+    def _add(self, sentence: str, path: str = "", state: str = "") -> None:
+        states = self._told.setdefault(sentence, set())
+        if path:
+            states.add(state)
+            self._states[sentence] = self._looked[path]
 
 
 class NetCheck(Check):
-    """A net prototxt, in the phases it is made for."""
+    """A net prototxt, in the states that solvers use it in, or else in those it is made for; `about` says which where that is not all."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, uses: list[Use]):
         super().__init__()
         param, whole = self._read(path)
         if whole and not param.layer:
             self._add(f"{path}: has no layers, so it is not a net; name a prototxt of a net, a solver, or another kind of file")
-        for phase in _phases(param):
-            self.look(graph.set_state(param, phase), path, whole)
+        own, passed_over = own_uses(param)
+        for use in uses or own:
+            self.look(param, path, whole, use)
+        self.about = f"in {' and in '.join(sorted(self._looked[path]))}" if passed_over and not uses else ""
 
 
 class SolverCheck(Check):
@@ -109,12 +131,14 @@ class SolverCheck(Check):
         super().__init__()
         self.solver: Solver | None = None
         param = prototxt.read_solver(path)
-        self.problems.extend(f"{path}: {sentence}" for sentence in _solver_problems(param))
-        for file, phase, extra in _uses(param):
-            if not os.path.exists(file):
-                self._add(f"{path}: {path_problem(file, 'net')}")
+        for problem in _solver_problems(param):
+            self._add(f"{path}: {problem}")
+        for file, use in uses_of(param):
+            if missing := path_problem(file, "net"):
+                self._add(f"{path}: {missing}")
             else:
-                self._look_at(file, phase, extra)
+                net, whole = self._read(file)
+                self.look(net, file, whole, use)
         if self.problems:
             return
         try:
@@ -122,24 +146,6 @@ class SolverCheck(Check):
                 self.solver = Solver(path, param.type, param)
         except CaffeError as error:
             self._add(str(error))
-
-    def _look_at(self, file: str, phase: int, extra: caffe_pb2.NetState) -> None:
-        """Look at a net's file in the state that the solver builds it in."""
-        net, whole = self._read(file)
-        state = caffe_pb2.NetState(phase=caffe_pb2.Phase.Name(phase))
-        state.MergeFrom(net.state)
-        state.MergeFrom(extra)
-        net.state.CopyFrom(state)
-        self.look(net, file, whole)
-
-
-def _uses(param: caffe_pb2.SolverParameter) -> list[tuple[str, int, caffe_pb2.NetState]]:
-    """The files of a solver's nets, each with its phase and what the solver adds to its state."""
-    uses = [(param.net or param.train_net, TRAIN, param.train_state)]
-    tests = [*param.test_net, *[param.net] * (len(param.test_iter) - len(param.test_net) - len(param.test_net_param))]
-    states = list(param.test_state[len(param.test_net_param):])
-    uses += [(file, TEST, state) for file, state in zip(tests, states + [caffe_pb2.NetState()] * len(tests), strict=False)]
-    return [use for use in uses if use[0]]
 
 
 def path_problem(path: str, field: str) -> str | None:
@@ -152,47 +158,50 @@ def path_problem(path: str, field: str) -> str | None:
     return f"{field} '{path}' does not exist, seen from {os.getcwd()}; start from another folder, or write the path it has"
 
 
-def _phases(param: caffe_pb2.NetParameter) -> list[int]:
-    """The phases that a net by itself is made for: those of its inputs, where these are for one phase only."""
-    rules = [[rule.phase for rule in layer.include if rule.HasField("phase")] for layer in param.layer if not layer.bottom]
-    for only in (TRAIN, TEST):
-        if rules and all(rule == [only] for rule in rules):
-            return [only]
-    return [TRAIN, TEST]
-
-
 def _layer_problems(layer: caffe_pb2.LayerParameter) -> Iterator[str]:
     """What can be told from a layer by itself, before it is built."""
     if layer.type not in LAYERS:
         yield (f"is not a layer type of Caffe's{nearest(layer.type, LAYERS)}; a custom layer has to be written anew as a Python layer "
                "(type: \"Python\"), or the net without it")
         return
+    reader = READER_PARAMS.get(layer.type)
+    absent = [name for name in ("source", "batch_size") if reader and not getattr(getattr(layer, reader), name)]
+    if absent:
+        yield f"{reader} has no {' and no '.join(absent)}; write {'it' if len(absent) == 1 else 'them'}"
     paths = [("mean_file", layer.transform_param.mean_file)]
     paths += [("source", getattr(layer, name).source) for name in SOURCES]
     missing = [sentence for field, path in paths if path and (sentence := path_problem(path, field))]
     yield from missing
-    if layer.type == "Data" and layer.data_param.backend != caffe_pb2.DataParameter.LMDB:
+    if layer.type == "Data" and layer.data_param.source and layer.data_param.backend != caffe_pb2.DataParameter.LMDB:
         source = layer.data_param.source
         if missing or not os.path.exists(os.path.join(source, "data.mdb")):
             yield (f"the backend is LEVELDB, Caffe's default; run `torchcaffe convert_leveldb {source} {source}_lmdb`, make that the "
                    "source and write `backend: LMDB`")
-    if layer.type in READERS and not missing:
+    if not missing and not absent:
         yield from _files_problems(layer)
 
 
 def _files_problems(layer: caffe_pb2.LayerParameter) -> Iterator[str]:
-    """Images that a list or a window file names and that are not there."""
-    reader: Any = {"ImageData": layer.image_data_param, "WindowData": layer.window_data_param}.get(layer.type)
-    if reader is None:
-        return
+    """Files that a list names and that are not there."""
+    root, cure = "", "put them there, or set root_folder, which is written before each name"
     try:
-        files = [name for name, _ in read_list(reader.source)] if layer.type == "ImageData" else read_windows(reader.source, 1, 0).images
-    except CaffeError:
+        if layer.type == "ImageData":
+            source, root = layer.image_data_param.source, layer.image_data_param.root_folder
+            files = [name for name, _ in read_list(source)]
+        elif layer.type == "WindowData":
+            source, root = layer.window_data_param.source, layer.window_data_param.root_folder
+            files = read_windows(source, 1, 0).images
+        elif layer.type == "HDF5Data":
+            source, cure = layer.hdf5_data_param.source, "put them there, or start from the folder that their names are relative to"
+            files = read_text(source, "replace").split()
+        else:
+            return
+    except (CaffeError, OSError):
         return                                              # building the layer says it
-    gone = [path for path in (reader.root_folder + name for name in files) if not os.path.exists(path)]
+    gone = [path for path in (root + name for name in files) if not os.path.exists(path)]
     if gone:
-        yield (f"{len(gone):,} of the {len(files):,} images in {reader.source} do not exist, the first being {gone[0]}; "
-               "put them there, or set root_folder, which is written before each name")
+        more = f" and {len(gone) - SHOWN:,} more" if len(gone) > SHOWN else ""
+        yield f"{len(gone):,} of the {len(files):,} files in {source} do not exist: {', '.join(gone[:SHOWN])}{more}; {cure}"
 
 
 def _solver_problems(param: caffe_pb2.SolverParameter) -> Iterator[str]:

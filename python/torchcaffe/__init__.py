@@ -2,8 +2,6 @@
 
 Loads train and solver prototxts, trains, snapshots and restores as BVLC Caffe 1.0 does, on CPU and GPU.
 """
-__version__ = "0.1.0"
-
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # torch's spinning threads make two busy processes 20 times slower
@@ -22,6 +20,7 @@ from torchcaffe._caffe import (
     RMSPropSolver,
     SGDSolver,
     Timer,
+    __version__,
     get_solver,
     has_nccl,
     init_log,
@@ -48,7 +47,6 @@ from torchcaffe.train.together import Together, solve_together
 
 NUMERIC = 2                                             # raised when the same run would give other bytes
 ENGINE = f"torchcaffe {__version__} numeric {NUMERIC}"
-
 
 __all__ = [
     "ENGINE",

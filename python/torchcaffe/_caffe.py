@@ -1,7 +1,6 @@
 """The names of pycaffe's C++ module, for scripts that go there: `from caffe._caffe import BlobVec`.  Caffe: python/caffe/_caffe.cpp."""
 from __future__ import annotations
 
-from torchcaffe import __version__
 from torchcaffe.glog import init_log, log
 from torchcaffe.graph.blob import Blob
 from torchcaffe.graph.vectors import BlobVec, BoolVec, DtypeVec, IntVec, LayerVec, RawBlobVec, StringVec
@@ -23,6 +22,7 @@ from torchcaffe.timer import Timer
 from torchcaffe.train.parallel import NCCL, has_nccl, set_multiprocess
 from torchcaffe.train.solver import Solver
 from torchcaffe.train.solver_types import AdaDeltaSolver, AdaGradSolver, AdamSolver, NesterovSolver, RMSPropSolver, SGDSolver, get_solver
+from torchcaffe.version import __version__
 
 
 def layer_type_list() -> StringVec:

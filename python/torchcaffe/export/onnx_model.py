@@ -16,11 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-import torchcaffe
 from torchcaffe.errors import CaffeError
 from torchcaffe.export.plan import Plan, Step, Value, power_constant, refuse, trailing_axes
 from torchcaffe.layers.vision import Pool
 from torchcaffe.proto import caffe_pb2
+from torchcaffe.version import __version__
 
 OPSET, IR_VERSION = 17, 8                               # of 2022; every runtime in use reads them
 LARGEST = 2**31 - 1                                     # bytes of a model in one file
@@ -113,7 +113,7 @@ def write(plan: Plan) -> bytes:
     body = helper.make_graph(graph.finished(), plan.source, [_info(value) for value in plan.inputs],
                              [_info(value) for value in plan.outputs], graph.constants)
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="torchcaffe",
-                              producer_version=torchcaffe.__version__, doc_string="\n".join(plan.notes))
+                              producer_version=__version__, doc_string="\n".join(plan.notes))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from torchcaffe.graph.build import Learnable
-from torchcaffe.net import Net
+from torchcaffe.net import Net, NetVec
 from torchcaffe.proto import caffe_pb2
 
 Hook = Callable[[], object]
@@ -17,7 +17,7 @@ class SolverState(Protocol):
     """A solver, as solver.py describes it."""
     param: caffe_pb2.SolverParameter
     net: Net
-    test_nets: list[Net]
+    test_nets: NetVec
     iter: int
     random_seed: int
     learnable: list[Learnable]

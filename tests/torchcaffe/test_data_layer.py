@@ -137,7 +137,7 @@ def test_databases_that_do_not_serve_are_named(tmp_path):
     (tmp_path / "junk" / "data.mdb").write_bytes(b"junk" * 5000)
     text = write(tmp_path / "text", {b"0": b"\xff\xff\xff no Datum"})
     for name, reason in (("missing", "there is no LMDB"), ("empty", "holds no records"), ("truncated", "only half there"),
-                         ("junk", "cannot read the LMDB"), (text.name, r"record 0 \(key b'0'\).*not a Datum")):
+                         ("junk", "does not begin as an LMDB"), (text.name, r"record 0 \(key b'0'\).*not a Datum")):
         with pytest.raises(CaffeError, match=rf"layer 'data' \(Data\).*{reason}") as caught:
             net(tmp_path, data_layer(tmp_path / name, 2), TEST)
         assert name in str(caught.value)

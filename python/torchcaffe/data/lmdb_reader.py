@@ -1,7 +1,7 @@
 """LMDBs of Datum messages, read by position.
 
-Records are counted in the byte order of their keys, as Caffe's cursor meets them.  A database is open once per process (py-lmdb
-refuses a second time), shared by all who ask for it, and closed when nobody holds it.
+Records are counted in the byte order of their keys, as Caffe's cursor meets them; lmdb_pages.py finds them.  A database is open once per
+process, shared by all who ask for it with the images that are decoded already, and closed when nobody holds it.
 """
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import os
 from functools import partial
 from weakref import WeakValueDictionary
 
-import lmdb
 import numpy as np
 
 from torchcaffe.data import datum
 from torchcaffe.data.images import Images
+from torchcaffe.data.lmdb_pages import Pages
 from torchcaffe.errors import CaffeError
 
 
@@ -23,30 +23,16 @@ class Database:
     def __init__(self, path: str, shown: str):
         self.path = shown
         self._images: WeakValueDictionary[bool | None, Images] = WeakValueDictionary()
-        try:
-            self._environment = lmdb.open(path, readonly=True, lock=False, create=False)
-            self._require_whole(path)
-            self._transaction = self._environment.begin()
-            self.keys: list[bytes] = list(self._transaction.cursor().iternext(values=False))
-        except lmdb.Error as error:
-            raise CaffeError(f"cannot read the LMDB {shown}: {error}") from None
+        self._pages = Pages(os.path.join(path, "data.mdb"), shown)
+        self.keys = self._pages.keys
         if not self.keys:
             raise CaffeError(f"the LMDB {shown} holds no records")
-
-    def _require_whole(self, path: str) -> None:
-        """Refuse a file that ends before its last page: reading past the end would kill the process (SIGBUS)."""
-        needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
-        found = os.path.getsize(os.path.join(path, "data.mdb"))
-        if found < needed:
-            raise CaffeError(f"the LMDB {self.path} is only half there ({found:,} bytes of {needed:,}); write it again")
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, position: int) -> bytes:
-        record = self._transaction.get(self.keys[position])
-        assert record is not None
-        return record
+        return self._pages[position]
 
     def where(self, position: int) -> str:
         """How an error names a record."""
@@ -69,7 +55,7 @@ _open: WeakValueDictionary[tuple[int, int], Database] = WeakValueDictionary()
 
 
 def open_database(path: str | os.PathLike[str]) -> Database:
-    """The database in folder `path`.  Raises CaffeError where there is none, an empty one or a truncated one."""
+    """The database in folder `path`.  Raises CaffeError where there is none, an empty, a truncated or a damaged one."""
     shown, real = os.fspath(path), os.path.realpath(path)
     try:
         file = os.stat(os.path.join(real, "data.mdb"))

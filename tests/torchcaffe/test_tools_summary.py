@@ -69,6 +69,46 @@ def test_without_the_data_the_crop_and_the_mean_tell_the_shape(capfd):
     assert "assumed shapes: net.prototxt:1: layer 'data' (Data): there is no LMDB gone" in notes
 
 
+def test_without_the_data_another_layer_for_the_same_top_tells_the_size(capfd):
+    train, test = (data_layer("gone", batch, crop).replace("top:", f"include {{ phase: {phase} }} top:", 1)
+                   for batch, crop, phase in ((8, "crop_size: 10 mean_value: 1 mean_value: 2", "TRAIN"), (5, "", "TEST")))
+    Path("net.prototxt").write_text(train + test + NET)
+    cells, notes = table(capfd, "net.prototxt", "--phase", "TEST")
+    assert cells["data"][1] == "data 5x2x10x10" and cells[""][1] == "data_label 5" and "assumed shapes" in notes
+
+
+@pytest.mark.parametrize(("shapes", "tops"), [
+    (["data=4,2,9,9"], ["data 4x2x9x9", "data_label 4"]), (["data=8,2,9,9", "data_label=8,1,1,1"], ["data 8x2x9x9", "data_label 8x1x1x1"]),
+])
+def test_without_the_data_a_shape_can_be_given(capfd, shapes, tops):
+    Path("net.prototxt").write_text(data_layer("gone", 8) + NET)
+    cells, notes = table(capfd, "net.prototxt", *(word for shape in shapes for word in ("--shape", shape)))
+    assert [cells["data"][1], cells[""][1]] == tops
+    assert "assumed shapes: net.prototxt:1: layer 'data' (Data): there is no LMDB gone" in notes
+
+
+def test_hdf5_tops_are_given_each(capfd):
+    Path("net.prototxt").write_text('layer { name: "rows" type: "HDF5Data" top: "data" top: "data_label" '
+                                    'hdf5_data_param { source: "gone" batch_size: 3 } }' + NET)
+    assert main(["summary", "net.prototxt", "--shape", "data=3,2,5,5"]) == 2
+    assert "say what shape 'data_label' has, as in --shape data_label=3" in capfd.readouterr().err
+    cells, _ = table(capfd, "net.prototxt", "--shape", "data=3,2,5,5", "--shape", "data_label=3")
+    assert cells["rows"][1] == "data 3x2x5x5"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ([], "there is no LMDB gone"), ([], "say what shape 'data' has, as in --shape data=8,3,32,32"),
+    (["--shape", "dta=1,2,3,4"], "no data layer of phase TRAIN has a top 'dta' that could be given a shape"),
+    (["--shape", "data=1,x"], "'data=1,x' is not a top's name, ="), (["--shape", "1,2"], "'1,2' is not a top's name, ="),
+])
+def test_shapes_that_are_missing_or_wrong_are_asked_for(capfd, arguments, words):
+    Path("net.prototxt").write_text(data_layer("gone", 8) + NET)
+    if arguments and "dta" in arguments[1]:
+        arguments = [*arguments, "--shape", "data=1,2,3,4"]
+    assert main(["summary", "net.prototxt", *arguments]) == 2
+    assert words in capfd.readouterr().err
+
+
 def test_nets_too_large_for_any_machine_are_only_looked_at(capfd):
     Path("net.prototxt").write_text("""
       layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 1000000 } } }

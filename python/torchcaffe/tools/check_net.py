@@ -21,12 +21,11 @@ from torchcaffe.layers.window_data import read_windows
 from torchcaffe.net import TRAIN, Net
 from torchcaffe.proto import caffe_pb2, prototxt, upgrade
 from torchcaffe.proto.prototxt import nearest
-from torchcaffe.tools.outline import outline, placed
+from torchcaffe.tools.outline import READERS, outline, placed
 from torchcaffe.tools.states import Use, in_state, in_words, own_uses, uses_of
 from torchcaffe.train.solver import Solver, snapshot_problem
 
 SOURCES = ("data_param", "hdf5_data_param", "image_data_param", "infogain_loss_param", "window_data_param")
-READER_PARAMS = {"Data": "data_param", "HDF5Data": "hdf5_data_param", "ImageData": "image_data_param", "WindowData": "window_data_param"}
 SHOWN = 20                                      # files of a list that are named one by one
 
 
@@ -164,7 +163,7 @@ def _layer_problems(layer: caffe_pb2.LayerParameter) -> Iterator[str]:
         yield (f"is not a layer type of Caffe's{nearest(layer.type, LAYERS)}; a custom layer has to be written anew as a Python layer "
                "(type: \"Python\"), or the net without it")
         return
-    reader = READER_PARAMS.get(layer.type)
+    reader = READERS.get(layer.type)
     absent = [name for name in ("source", "batch_size") if reader and not getattr(getattr(layer, reader), name)]
     if absent:
         yield f"{reader} has no {' and no '.join(absent)}; write {'it' if len(absent) == 1 else 'them'}"

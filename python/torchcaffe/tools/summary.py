@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from math import prod
@@ -36,13 +37,16 @@ def register(add: Add) -> None:
     """Add the command."""
     parser = add("summary", summary)
     parser.add_argument("net", metavar="NET", help="net prototxt")
+    parser.add_argument("--shape", type=_shape, action="append", default=[], metavar="TOP=N,C,H,W",
+                        help="what a data layer's top would have for a shape, where its data are not there and its crop_size, mean or new "
+                             "size do not tell; may be given several times")
     add_state(parser)
 
 
 def summary(args: argparse.Namespace) -> None:
     """Print the layers of a net with shapes, parameters, multiply-adds and memory; data sets need not be there."""
     param = graph.set_state(prototxt.read_net(args.net), caffe_pb2.Phase.Value(args.phase), args.level, args.stage)
-    look = outline(param, args.net)
+    look = outline(param, args.net, dict(args.shape))
     table = Table(title=f"{look.net.name or args.net} ({args.phase})", title_justify="left")
     for heading in ("layer", "type", "tops"):
         table.add_column(heading, overflow="fold")
@@ -60,6 +64,14 @@ def summary(args: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True)
     for complaint in look.missing.values():
         console.print(f"assumed shapes: {complaint}", soft_wrap=True)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """A top and its shape as --shape has them."""
+    top, _, sizes = text.rpartition("=")
+    if not top or not re.fullmatch(r"\d+(,\d+)*", sizes, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a top's name, = and whole numbers with commas between, as in data=1,3,32,32")
+    return top, tuple(map(int, sizes.split(",")))
 
 
 def rows(net: Net) -> list[Row]:

@@ -182,8 +182,12 @@ Work = Callable[[argparse.Namespace], dict[str, Any]]
 Markdown = Callable[[dict[str, Any]], str]
 
 
-def main(program: str, about: str | None, work: Work, markdown: Markdown, flags: Callable[[argparse.ArgumentParser], None]) -> None:
-    """A benchmark's command line: `work` measures in a process for each thread count, `markdown` shows what all of them found."""
+def main(program: str, about: str | None, work: Work, markdown: Markdown, flags: Callable[[argparse.ArgumentParser], None],
+         obstacle: Callable[[argparse.Namespace], str | None] = lambda args: None) -> None:
+    """A benchmark's command line: `work` measures in a process for each thread count, `markdown` shows what all of them found.
+
+    `obstacle` says in a line why nothing can be measured as the flags ask for it, if so.
+    """
     name = Path(program).stem
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", help="thread counts (1 and 2; 1 on a GPU)")
@@ -200,6 +204,8 @@ def main(program: str, about: str | None, work: Work, markdown: Markdown, flags:
     else:
         if args.device == "gpu" and not torch.cuda.is_available():
             parser.exit(2, f"{name}.py: torch finds no GPU here; leave --device gpu away\n")
+        if problem := obstacle(args):
+            parser.exit(2, f"{name}.py: {problem}\n")
         result = _measured(program, args)
         args.output.write_text(json.dumps(result) + "\n")
         print(markdown(result), end="")
@@ -210,8 +216,10 @@ def _measured(program: str, args: argparse.Namespace) -> dict[str, Any]:
     runs = []
     for threads in args.threads or ([1, 2] if args.device == "cpu" else [1]):
         progress(f"{Path(program).name}: {args.device}, {threads} thread(s)")
-        done = subprocess.run([sys.executable, program, *sys.argv[1:], "--worker", str(threads)], check=True, stdout=subprocess.PIPE,
+        done = subprocess.run([sys.executable, program, *sys.argv[1:], "--worker", str(threads)], check=False, stdout=subprocess.PIPE,
                               env={**os.environ, "OMP_NUM_THREADS": str(threads), "GLOG_minloglevel": "2"})
+        if done.returncode:
+            raise SystemExit(done.returncode)               # the process has said why
         runs.append(json.loads(done.stdout))
     waiting = {name: os.environ.get(name, "") for name in WAITING}
     return {"device": args.device, "waiting": waiting, "date": datetime.now(UTC).date().isoformat(), "runs": runs, **machine(),

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """How fast an iteration is, beside the same iteration written by hand for PyTorch.
 
-    python benchmarks/step.py [--pairs 31] [--threads 1 2] [--nets ...] [--ways ...]       measure into benchmarks/step.json
+    python benchmarks/step.py [--pairs 31] [--threads 1 2] [--nets ...] [--ways ...] [--caffe-python PATH]
+                                                                                           measure into benchmarks/step.json
     python benchmarks/step.py --render                                                     benchmarks/step.json into docs/performance.md
 
 Ways to train one net on one fixed batch take turns in one process: by hand (handwritten.py), torchcaffe's whole-iteration step, both
 compiled by torch.compile where there is a C++ compiler, torchcaffe layer by layer with no blob looked at, and with the data and diff of
-every blob looked at after every iteration; and a real Caffe, where `import caffe` finds one, in a process of its own.  A figure is the
-median over the turns of the ratio to the hand-written iteration of the same turn.  In the same turns two rates are measured, so that
-times of different machines can be compared.
+every blob looked at after every iteration; and a real Caffe, where `import caffe` finds one, in this Python or in that of --caffe-python,
+in a process of its own.  A figure is the median over the turns of the ratio to the hand-written iteration of the same turn.  In the same
+turns two rates are measured, so that times of different machines can be compared.
 """
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ SHARE_BAR, DATA_BAR = 0.55, 0.05
 
 
 # -- the ways ----------------------------------------------------------------------------------------------------------------
-def ways(name: str, folder: Path, wanted: list[str]) -> dict[str, Callable[[int], float]]:
+def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executable) -> dict[str, Callable[[int], float]]:
     """For each way wanted a function that trains for so many iterations and returns the seconds of one, each with a net of its own."""
     student, teacher = NETS[name]
     message = common.net_message(student, teacher)
@@ -92,7 +93,7 @@ def ways(name: str, folder: Path, wanted: list[str]) -> dict[str, Callable[[int]
         made["looked"] = repeated(looking(caffe_step(fast=False)))
     timed: dict[str, Callable[[int], float]] = {way: partial(seconds_of_one, function) for way, function in made.items()}
     if "caffe" in wanted:
-        timed["caffe"] = real_caffe(folder, images, labels)
+        timed["caffe"] = real_caffe(folder, images, labels, python)
     return {way: timed[way] for way in WAYS if way in timed}
 
 
@@ -115,48 +116,75 @@ def looking(trained: Any) -> Callable[[], None]:
     return look
 
 
-def real_caffe(folder: Path, images: np.ndarray, labels: np.ndarray) -> Callable[[int], float]:
-    """Iterations of the folder's solver by the interpreter's own caffe."""
+def real_caffe(folder: Path, images: np.ndarray, labels: np.ndarray, python: str) -> Callable[[int], float]:
+    """Iterations of the folder's solver by the caffe that the interpreter `python` imports."""
     np.save(folder / "images.npy", images)
     np.save(folder / "labels.npy", labels)
-    child = subprocess.Popen([sys.executable, ROOT / "benchmarks/real_caffe.py", *(folder / f for f in ("solver.prototxt", "images.npy",
-                                                                                                        "labels.npy"))],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])})
+    files = [folder / name for name in ("solver.prototxt", "images.npy", "labels.npy")]
+    child = subprocess.Popen([python, ROOT / "benchmarks/real_caffe.py", *files], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             cwd=ROOT, env=environment_of_caffe())
+
+    def line() -> str:
+        assert child.stdout
+        answer = child.stdout.readline()
+        if not answer:
+            raise SystemExit(f"step.py: the real Caffe's process ended (status {child.wait()}); what it said stands above")
+        return answer
 
     def ask(times: int) -> float:
-        assert child.stdin and child.stdout
+        assert child.stdin
         total = 0.0
         for _ in range(times):
             child.stdin.write("\n")
             child.stdin.flush()
-            total += float(child.stdout.readline())
+            total += float(line())
         return total / times
-    assert child.stdout
-    while child.stdout.readline() != "ready\n":              # Caffe may print something first
-        if child.poll() is not None:
-            raise SystemExit("real_caffe.py ended before its net was built")
+    while line() != "ready\n":                               # Caffe may print something first
+        pass
     return ask
 
 
-def impossible(device: str) -> dict[str, str]:
+def environment_of_caffe() -> dict[str, str]:
+    """The environment of a real Caffe's process: it finds hintkd's Python layers."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])}
+
+
+def no_caffe(python: str) -> str | None:
+    """Why an interpreter has no caffe, in a line, or None where it has one."""
+    try:
+        done = subprocess.run([python, "-c", "import caffe; caffe.get_solver"], capture_output=True, text=True, check=False, cwd=ROOT,
+                              env=environment_of_caffe())
+    except OSError as error:
+        return str(error.strerror)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"it ends with status {done.returncode}"])[-1]
+
+
+def obstacle(args: argparse.Namespace) -> str | None:
+    """Why nothing is measured as the flags ask for it: a caffe that was named is not there."""
+    problem = no_caffe(args.caffe_python) if args.caffe_python else None
+    return problem and f"--caffe-python {args.caffe_python} cannot import caffe: {problem}"
+
+
+def impossible(device: str, python: str = sys.executable) -> dict[str, str]:
     """The ways that cannot be measured here, and why."""
     missing = {}
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         missing["compiled"] = missing["hand-compiled"] = f"there is no C++ compiler {compiler}"
-    if importlib.util.find_spec("caffe") is None:
+    if python == sys.executable and importlib.util.find_spec("caffe") is None:
         missing["caffe"] = "`import caffe` finds none"
+    elif problem := no_caffe(python):
+        missing["caffe"] = f"`import caffe` fails: {problem}"
     elif device == "gpu":
         missing["caffe"] = "it is measured on CPUs only"
     return missing
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------------
-def measure_net(name: str, wanted: list[str], pairs: int) -> dict[str, Any]:
+def measure_net(name: str, wanted: list[str], pairs: int, python: str = sys.executable) -> dict[str, Any]:
     """Milliseconds per iteration of the ways and operations per second of the rates, `pairs` of each, and the net's operations."""
     with TemporaryDirectory() as folder:
-        functions = ways(name, Path(folder), wanted)
+        functions = ways(name, Path(folder), wanted, python)
         for way, function in functions.items():
             common.progress(f"  {TITLES[name]}: {WAYS[way]}")
             function(3)
@@ -238,11 +266,12 @@ def measure_data(pairs: int) -> dict[str, list[float]]:
 
 def work(args: argparse.Namespace) -> dict[str, Any]:
     """All measurements with one thread count."""
-    missing = {way: why for way, why in impossible(args.device).items() if way in (args.ways or WAYS)}
+    python = args.caffe_python or sys.executable
+    missing = {way: why for way, why in impossible(args.device, python).items() if way in (args.ways or WAYS)}
     found: dict[str, Any] = {"pairs": args.pairs, "missing": missing, "nets": {}}
     for name in args.nets:
         wanted = [way for way in args.ways or WAYS if way not in missing and (args.ways or name != "resnet8-wide" or way not in SLOW)]
-        found["nets"][name] = measure_net(name, wanted, args.pairs)
+        found["nets"][name] = measure_net(name, wanted, args.pairs, python)
     if not args.ways and args.device == "cpu":
         common.progress("  the data layer")
         found["data"] = measure_data(args.pairs)
@@ -320,7 +349,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=31, help="turns; a measurement takes at least 25")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[], help="all that make sense, with the data layer")
+    parser.add_argument("--caffe-python", metavar="PATH", help="an interpreter that can import a real Caffe, which is measured in it")
 
 
 if __name__ == "__main__":
-    common.main(__file__, __doc__, work, markdown, flags)
+    common.main(__file__, __doc__, work, markdown, flags, obstacle)

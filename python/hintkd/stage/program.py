@@ -320,6 +320,8 @@ def words(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "the memory is full: fewer --jobs or a smaller batch need less"
     said = (str(error).strip().splitlines() or ["something went wrong that has no name"])[0]
+    if isinstance(error, SystemExit):
+        said = f"sys.exit({error.code!r}) was called"
     where = traceback.extract_tb(error.__traceback__)[-1]
     notes = "".join(f", {note}" for note in getattr(error, "__notes__", []))         # torchcaffe's: which layer raised it
     return f"{said}, at {os.path.basename(where.filename)}:{where.lineno}{notes}"

@@ -311,8 +311,9 @@ def render(here: Path) -> None:
 
 def finish(done: bool, name: str, here: Path) -> None:
     """Print a request's table, render the report, say where it is; exit with 1 if some of it could not be done."""
-    from hintkd.results.report import summary_table
-    console.print(summary_table(name))
+    from hintkd.results.summary import summary
+    for line in summary(name):
+        console.print(line, soft_wrap=True)
     render(here)
     if not done:
         raise typer.Exit(1)

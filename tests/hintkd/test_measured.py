@@ -45,7 +45,7 @@ def test_what_cannot_be_judged_says_why(tmp_path, measured):
     synthetic.measure(tmp_path, TABLE3, {"teacher": [0.39], "kd": [0.56], "layerwise-hint": [0.38]})
     groups = read_groups(measured)
     assert judged(groups, "layerwise-hint > hint-kd") == (None, "not judged", "hint-kd was not measured")
-    assert judged(groups, "layerwise-hint > kd") == (0.18, "not judged", "one value only, so there is no standard error")
+    assert judged(groups, "layerwise-hint > kd") == (0.18, "not judged", "one value only, so there is no interval")
     assert judged(groups, "layerwise-hint > table4/kd") == (None, "not judged", "table4/kd was not measured under these conditions")
 
 
@@ -54,7 +54,7 @@ def test_a_student_against_its_teacher_and_the_best_student(tmp_path, measured):
     groups = read_groups(measured)
     assert judged(groups, "layerwise-hint > teacher") == (0.0, "within noise", "")
     assert judged(groups, "teacher > layerwise-hint") == (0.0, "within noise", "")
-    assert judged(groups, "best layerwise-hint > teacher") == (0.02, "not judged", "one value only, so there is no standard error")
+    assert judged(groups, "best layerwise-hint > teacher") == (0.02, "not judged", "one value only, so there is no interval")
     for repeat in (2, 3):
         synthetic.measure(tmp_path, TABLE3, {"teacher": [0.39], "layerwise-hint": [0.37, 0.38, 0.42]}, repeat=repeat)
     assert judged(read_groups(measured), "best layerwise-hint > teacher")[:2] == (0.02, "holds")

@@ -15,6 +15,7 @@ from hintkd.experiment import Options
 from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
 from hintkd.results import report
 from hintkd.results.measured import read_groups
+from hintkd.results.summary import summary
 from hintkd.study.table import find_table
 
 TABLE1, TABLE3 = find_table("table1"), find_table("table3")
@@ -45,7 +46,7 @@ def test_full_runs_are_compared_cell_by_cell(tmp_path):
     assert ["kd", "published", "1", "90.77", "90.78", "90.74", "90.76", "0.02"] in rows(text, "published")
     assert ["", "measured", "1", "90.87", "90.78", "90.24", "90.63", "0.34"] in rows(text, "measured")
     assert ["", "best", "1", "90.97", "90.88", "90.34", "90.73", "0.34"] in rows(text, "best")
-    assert ["`layerwise-hint > kd-equal-iterations`", "", "", "", "**not judged**: kd-equal-iterations was not measured"] in rows(
+    assert ["`layerwise-hint > kd-equal-iterations`", "", "", "", "", "**not judged**: kd-equal-iterations was not measured"] in rows(
         text, "`layerwise-hint > kd-equal-iterations`")
     assert "Not measured: teacher, original, kd-equal-iterations, hint-kd, hint-kd-plus." in text
 
@@ -66,13 +67,32 @@ def test_an_error_table_counts_a_twentieth(tmp_path):
     assert [cells[-2:] for cells in differences] == [["+0.043", "reproduced"], ["+0.093", "not reproduced"]]
 
 
-def test_claims_stand_with_their_verdicts(tmp_path):
+def test_claims_stand_with_their_intervals_and_verdicts(tmp_path):
     synthetic.measure(tmp_path, TABLE1, {"original": [90.9, 90.7, 90.8], "kd": [90.8, 90.8, 90.8], "hint-kd": [91.1, 91.2, 91.3]})
     text = rendered(tmp_path)
-    assert rows(text, "`hint-kd > kd`") == [["`hint-kd > kd`", "+0.39", "+0.40", "0.06 (n = 3)", "**holds**"]]
+    assert rows(text, "`hint-kd > kd`") == [["`hint-kd > kd`", "+0.39", "+0.40", "+0.15 to +0.65", "3", "**holds**"]]
     assert rows(text, "`kd <= original`") == [["`kd <= original`", "KD alone is no better than training without a teacher (table 1)",
-                                                "+0.03", "+0.00", "0.06 (n = 3)", "**within noise**"]]
-    assert "understates the noise" in text
+                                                "+0.03", "+0.00", "-0.25 to +0.25", "3", "**within noise**"]]
+    assert "understates the noise" in text and "What the printed numbers imply beside that:" in text
+
+
+def test_a_verdict_at_a_shortened_schedule_is_none_on_the_paper_and_counted_apart(tmp_path):
+    values = {"kd": [90.8, 90.8, 90.8], "hint-kd": [91.1, 91.2, 91.3], "layerwise-hint": [92.0, 92.0, 92.0]}
+    for scale in (1, 0.05):
+        synthetic.measure(tmp_path, TABLE1, values, scale=scale)
+    text = rendered(tmp_path)
+    (full,), (short,) = rows(text, "Table 1"), rows(text, "Table 1, scale 0.05")
+    assert full[-2:] == ["holds: 2, not judged: 3", ""] and short[-2:] == ["", "holds: 2, not judged: 3"]
+    assert [cells[-1] for cells in rows(text, "`layerwise-hint > kd`")] == ["**holds**", "**holds at scale 0.05**"]
+    assert "What is claimed, tried at scale 0.05:" in text
+
+
+def test_the_best_of_three_is_said_to_be_favoured(tmp_path):
+    table = find_table("table4")
+    for repeat in (1, 2):
+        synthetic.measure(tmp_path, table, {"teacher": [0.39], "layerwise-hint": [0.37, 0.38, 0.42]}, repeat=repeat)
+    (cells,) = rows(rendered(tmp_path), "`best layerwise-hint > teacher`")
+    assert cells[-2:] == ["2", "**holds**: the best net is the one that does best on this very test set, which favours it"]
 
 
 def test_replications_have_rows_of_their_own(tmp_path):
@@ -136,16 +156,32 @@ def test_without_matplotlib_the_report_says_that_it_has_no_figures(tmp_path, mon
     assert not (tmp_path / "results/figures").exists()
 
 
+def shown(root, name: str) -> list[str]:
+    """What the terminal shows when it is redirected."""
+    console = Console(width=80, file=io.StringIO())
+    for line in summary(name, root):
+        console.print(line, soft_wrap=True)
+    return console.file.getvalue().splitlines()
+
+
 def test_the_terminals_table(tmp_path):
     synthetic.measure(tmp_path, TABLE1, {"kd": [90.87, 90.78, 90.24], "hint-kd": [91.1, 91.2, 91.3]})
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(report.summary_table("table1", tmp_path))
-    console.print(report.summary_table("table2", tmp_path))
-    text = console.export_text()
-    assert re.search(r"kd +1 +90.76 +90.87 +90.78 +90.24 +90.63 +0.34 +90.73 +reproduced", text)
-    assert re.search(r"hint-kd > kd +\+0.57 \+- 0.25 \(n = 3\) +holds", text)
-    assert re.search(r"layerwise-hint > hint-kd +not judged: layerwise-hint was not measured", text)
-    assert "understates the noise" in text and "table2: nothing was measured yet" in text
+    text = "\n".join(shown(tmp_path, "table1"))
+    assert re.search(r"^kd +90.76 +90.87 +90.78 +90.24 +90.63 +0.34 +90.73 +reproduced$", text, re.MULTILINE)
+    assert re.search(r"^  within noise +\+0.57 \[-0.51, \+1.65\] n=3 hint-kd > kd$", text, re.MULTILINE)
+    assert re.search(r"^  not judged +layerwise-hint > hint-kd: layerwise-hint was not measured$", text, re.MULTILINE)
+    assert "understates the noise" in " ".join(text.split()) and shown(tmp_path, "table2") == ["table2: nothing was measured yet"]
+
+
+@pytest.mark.parametrize("name", ["table1", "table3"])
+def test_the_terminals_table_has_eighty_columns(name, tmp_path):
+    for scale in (1, 0.05):
+        table = find_table(name)
+        synthetic.measure(tmp_path, table, {**synthetic.published(table), "kd-equal-iterations": [0.7, 0.8, 0.9]}, scale=scale)
+    for folder in (name, f"{name}-scale0.05"):
+        lines = shown(tmp_path, folder)
+        assert max(map(len, lines)) <= 80
+        assert sum("n=3 " in line for line in lines) == sum(map(len, (table.claims, table.orders, table.controls)))
 
 
 def test_matplotlib_is_imported_for_drawing_alone():

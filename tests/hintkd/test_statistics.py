@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hintkd.results.verdicts import Spread, against_best, difference, ensemble_accuracy, over_nets, overall, reproduced, spread, verdict
+from hintkd.results.verdicts import (
+    Spread,
+    against_best,
+    difference,
+    ensemble_accuracy,
+    over_nets,
+    overall,
+    reproduced,
+    spread,
+    student_t,
+    verdict,
+)
 
 VALUES = st.dictionaries(st.tuples(st.integers(1, 3), st.integers(1, 4)), st.integers(0, 1000).map(lambda tenths: tenths / 8), min_size=1)
 
@@ -19,9 +30,33 @@ def test_spread_of_three_nets():
     assert isclose(found.error, 1 / sqrt(3))
 
 
+@pytest.mark.parametrize(("freedom", "printed"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (1000, 1.962)])
+def test_students_t_is_that_of_the_printed_tables(freedom, printed):
+    assert round(student_t(freedom), 3) == printed
+
+
+def test_students_t_is_scipys():
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    for freedom in range(1, 60):
+        for confidence in (0.9, 0.95, 0.99):
+            assert isclose(student_t(freedom, confidence), stats.t.ppf((1 + confidence) / 2, freedom), rel_tol=1e-9)
+
+
+def test_where_there_is_no_difference_few_are_found():
+    draws = np.random.default_rng(3).normal(size=(4000, 3))
+    verdicts = [verdict(spread(list(each))) for each in draws]
+    assert verdicts.count("within noise") / len(verdicts) == pytest.approx(0.95, abs=0.01)
+    assert np.mean(np.abs(draws.mean(axis=1)) > 2 * draws.std(axis=1, ddof=1) / sqrt(3)) > 0.15        # what two standard errors would say
+
+
+def test_the_interval_lies_around_the_mean():
+    low, high = spread([91.0, 92.0, 93.0]).interval
+    assert isclose(low, 92 - 4.302653 / sqrt(3), rel_tol=1e-6) and isclose(high, 92 + 4.302653 / sqrt(3), rel_tol=1e-6)
+
+
 def test_one_value_has_no_error_and_none_no_spread():
     one = spread([90.0])
-    assert one == Spread(90.0, None, 1) and one.error is None
+    assert one == Spread(90.0, None, 1) and one.error is None and one.interval is None
     assert spread([]) is None
 
 
@@ -55,9 +90,11 @@ def test_the_best_net_of_a_replication_is_one_sample():
 
 
 @pytest.mark.parametrize(("gain", "expected"), [
-    (Spread(1.0, sqrt(3) / 2, 3), "holds"),                         # exactly two standard errors of 0.5
-    (Spread(0.99, sqrt(3) / 2, 3), "within noise"),
-    (Spread(-1.0, sqrt(3) / 2, 3), "does not hold"),
+    (Spread(4.31, sqrt(3), 3), "holds"),                            # of a standard error of 1; t is 4.303
+    (Spread(4.30, sqrt(3), 3), "within noise"),
+    (Spread(-4.31, sqrt(3), 3), "does not hold"),
+    (Spread(2.79, sqrt(5), 5), "holds"),                            # 2.776
+    (Spread(2.77, sqrt(5), 5), "within noise"),
     (Spread(0.0, 0.0, 3), "within noise"),
     (Spread(0.1, 0.0, 3), "holds"),
     (Spread(5.0, None, 1), "not judged"),

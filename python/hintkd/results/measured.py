@@ -136,6 +136,11 @@ class Judgement:
     verdict: Verdict
     reason: str = ""
 
+    @property
+    def caution(self) -> str:
+        """What a reader should know beside the verdict."""
+        return "the best net is the one that does best on this very test set, which favours it" if self.claim.left.best else ""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -195,7 +200,7 @@ class Group:
         gain = statistics.against_best(left, right) if claim.left.best else statistics.difference(left, right)
         if gain is not None and not claim.better:
             gain = Spread(-gain.mean, gain.deviation, gain.n)
-        reason = "the two have no net in common" if gain is None else "one value only, so there is no standard error"
+        reason = "the two have no net in common" if gain is None else "one value only, so there is no interval"
         return Judgement(claim, gain, statistics.verdict(gain), "" if gain and gain.error is not None else reason)
 
     def _like_this(self, table: str, groups: Sequence[Group]) -> Group | None:

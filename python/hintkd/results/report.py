@@ -1,4 +1,4 @@
-"""Published against measured: results/report.md with its figures, and the table that the terminal shows after a run.
+"""Published against measured: results/report.md with its figures.
 
 What was measured and which claims hold comes from measured.py, what was published from study/table.py, pictures from figures.py.  The same
 records give the same bytes: nothing here says when it was rendered.
@@ -10,17 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Group as Renderables
-from rich.console import RenderableType
-from rich.table import Table as Grid
-from rich.text import Text
-
 from hintkd.experiment import Options
 from hintkd.files import write_file
 from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
 from hintkd.nets.stages import KD_LOSS
 from hintkd.results.measured import Group, Judgement, Record, read_groups
-from hintkd.results.verdicts import REPRODUCED, Spread, Verdict, overall, reproduced, spread
+from hintkd.results.verdicts import CONFIDENCE, REPRODUCED, Spread, Verdict, overall, reproduced, spread
 from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import TEACHER, Network, Table, find_table, table_names
 
@@ -28,8 +23,9 @@ MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"),
 COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}
 SHARED = ("Nets of one run share their teacher and Stage 1, so their spread understates the noise; `--repeats` runs complete replications, "
           "over which a verdict is then taken.")
+PERCENT = f"{100 * CONFIDENCE:.0f} %"
 ASKED = {"claims": "What is claimed", "orders": "What the printed numbers imply beside that",
-         "controls": "Against the control, KD for as many iterations as Stage 1 and Stage 2 together (not in the paper)"}
+         "controls": "Against KD for as many iterations (not in the paper)"}
 READING = f"""\
 Values are percent of the test set after the last iteration, measured from the saved weights; `best` is the best of the tests on the way.
 An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed averages are
@@ -37,8 +33,9 @@ truncated.  A mean of the full schedule counts as reproduced within {REPRODUCED[
 points of error.  Runs of another scale are not comparable with published values, and no difference is shown for them.
 
 A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  It is judged on the paired differences between
-nets of the same number, which share their seed: it *holds* or *does not hold* where the mean difference is at least two standard errors,
-and is *within noise* otherwise.  {SHARED}
+nets of the same number, which share their seed: it *holds* where the {PERCENT} interval of their mean (Student's t with n - 1 degrees of
+freedom) lies above 0, *does not hold* where it lies below, and is *within noise* otherwise.  {SHARED}
+At a shortened schedule a verdict says what was found at that schedule; it is no verdict on the paper's claim, and is counted apart.
 """
 
 
@@ -96,20 +93,21 @@ def heading(group: Group) -> str:
 def _overview(groups: Sequence[Group]) -> str:
     rows = []
     for group in groups:
-        means = [_is_reproduced(group, method) for method in group.table.methods]
+        means = [is_reproduced(group, method) for method in group.table.methods]
         known = [each for each in means if each is not None]
         counts = Counter[Verdict](judgement.verdict for judgement in judgements(group, groups).get("claims", []))
+        tally = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in COLOURS if counts[verdict])
         rows.append([heading(group), f"{group.scale:g}", group.conditions["device"], f"{len(group.records)} of {_expected(group)}",
                      f"{sum(known)} of {len(known)}" if known else "not comparable" if not group.is_full else "none published",
-                     ", ".join(f"{verdict}: {counts[verdict]}" for verdict in COLOURS if counts[verdict])])
-    return _markdown(["table", "scale", "device", "nets measured", "means reproduced", "claims"], *rows)
+                     *((tally, "") if group.is_full else ("", tally))])
+    return _markdown(["table", "scale", "device", "nets measured", "means reproduced", "claims", "the same at a shortened schedule"], *rows)
 
 
 def _expected(group: Group) -> int:
     return len(group.repeats) * sum(1 if method == TEACHER else group.table.nets for method in group.table.methods)
 
 
-def _is_reproduced(group: Group, method: str) -> bool | None:
+def is_reproduced(group: Group, method: str) -> bool | None:
     """None where a published mean or a full-schedule one is missing."""
     found, published = overall(group.values(method)), group.table.row(method).published_mean
     return reproduced(found.mean, published, group.table.metric) if found and published is not None and group.is_full else None
@@ -143,8 +141,8 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
         yield (f"The nets of a method together, by the mean of their class probabilities ({metric}, %): "
                + ", ".join(f"{method} {_percent(value, metric):.2f}" for method, value in sorted(group.ensembles.items())) + ".\n")
     for kind, found in judgements(group, groups).items():
-        yield f"{ASKED[kind]}:\n"
-        yield _claims(found, table)
+        yield f"{asked(kind, group)}:\n"
+        yield _claims(found, group)
     if table.notes:
         yield "".join(f"- {text}\n" for text in table.notes)
 
@@ -193,12 +191,12 @@ def values_table(group: Group) -> str:
 
 
 def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
-    row, scale, digits = group.table.row(method), f"{group.scale:g}", _digits(group.table)
+    row, scale, digits = group.table.row(method), f"{group.scale:g}", mean_digits(group.table)
     name = [method, ""]
     if row.published_mean is not None:
         paper = spread(row.published)
         cells = [f"{value:.2f}" for value in row.published] or [f"{row.published_mean:.2f}"] * (method == TEACHER)
-        yield [method, "published", "1", *_filled(cells, nets), f"{row.published_mean:.{digits}f}", _deviation(paper, digits)]
+        yield [method, "published", "1", *_filled(cells, nets), f"{row.published_mean:.{digits}f}", deviation(paper, digits)]
         name = ["", ""]
     values, best = group.values(method), group.values(method, "best")
     for repeat in group.repeats:
@@ -209,13 +207,13 @@ def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
             if found is None:
                 continue
             yield [name[0], which + label, scale, *(f"{mine[net]:.2f}" if net in mine else "" for net in range(1, nets + 1)),
-                   f"{found.mean:.{digits}f}", _deviation(found, digits)]
+                   f"{found.mean:.{digits}f}", deviation(found, digits)]
             name = ["", ""]
-    total, verdict = overall(values), _is_reproduced(group, method)
+    total, verdict = overall(values), is_reproduced(group, method)
     if total is None and row.published_mean is None:
         yield [method, "not measured", *_filled([], nets), "", "", ""]
     if total is not None and len(group.repeats) > 1:
-        yield ["", "measured, over replications", scale, *_filled([], nets), f"{total.mean:.{digits}f}", _deviation(total, digits)]
+        yield ["", "measured, over replications", scale, *_filled([], nets), f"{total.mean:.{digits}f}", deviation(total, digits)]
     if total is not None and verdict is not None and row.published_mean is not None:
         pairs = [(values.get((1, net)), printed) for net, printed in enumerate(row.published, start=1)] if len(group.repeats) == 1 else []
         cells = [f"{mine - printed:+.2f}" if mine is not None else "" for mine, printed in pairs]
@@ -227,12 +225,12 @@ def _filled(cells: Sequence[str], count: int) -> list[str]:
     return [*cells, *[""] * (count - len(cells))]
 
 
-def _digits(table: Table) -> int:
+def mean_digits(table: Table) -> int:
     """Decimals of a mean: a net's error on 10,000 images has two."""
     return 3 if table.metric == "error" else 2
 
 
-def _deviation(found: Spread | None, digits: int) -> str:
+def deviation(found: Spread | None, digits: int) -> str:
     return "" if found is None or found.deviation is None else f"{found.deviation:.{digits}f}"
 
 
@@ -249,25 +247,43 @@ def judgements(group: Group, groups: Sequence[Group]) -> dict[str, list[Judgemen
             for name, claims in (("claims", table.claims), ("orders", table.orders), ("controls", table.controls)) if claims}
 
 
-def _claims(found: Sequence[Judgement], table: Table) -> str:
-    said = ["in the paper"] * any(each.claim.words for each in found)
-    return _markdown(["claim", *said, "gain in the paper", "gain here", "standard error", "verdict"], *([
-        f"`{each.claim.text}`", *[_words(each.claim) for _ in said],
-        "" if (gain := published_gain(each.claim, table)) is None else f"{gain:+.{_digits(table)}f}",
-        *_gain(each, _digits(table)), f"**{each.verdict}**" + (f": {each.reason}" if each.reason else "")] for each in found))
+def asked(kind: str, group: Group) -> str:
+    """The heading of some judgements, which says where they are no verdicts on the paper."""
+    return ASKED[kind] + ("" if group.is_full else f", tried at scale {group.scale:g}")
+
+
+def _claims(found: Sequence[Judgement], group: Group) -> str:
+    table, said = group.table, ["in the paper"] * any(each.claim.words for each in found)
+    rows = []
+    for each in found:
+        digits, published = claim_digits(each.claim, table), published_gain(each.claim, table)
+        printed = "" if published is None else f"{published:+.{digits}f}"
+        because = "; ".join(filter(None, [each.reason, each.caution]))
+        rows.append([f"`{each.claim.text}`", *[_words(each.claim) for _ in said], printed, *gain_cells(each, digits),
+                     f"**{verdict_text(each, group)}**" + (f": {because}" if because else "")])
+    return _markdown(["claim", *said, "gain in the paper", "gain here", f"{PERCENT} interval", "n", "verdict"], *rows)
+
+
+def verdict_text(judgement: Judgement, group: Group) -> str:
+    """The verdict, at a shortened schedule with its scale."""
+    return judgement.verdict + ("" if group.is_full or judgement.verdict == "not judged" else f" at scale {group.scale:g}")
+
+
+def gain_cells(judgement: Judgement, digits: int) -> tuple[str, str, str]:
+    """The gain, the interval of its mean, and how many samples that was taken on."""
+    gain = judgement.gain
+    if gain is None:
+        return "", "", ""
+    interval = "" if gain.interval is None else "{:+.{d}f} to {:+.{d}f}".format(*gain.interval, d=digits)
+    return f"{gain.mean:+.{digits}f}", interval, str(gain.n)
+
+
+def claim_digits(claim: Claim, table: Table) -> int:
+    return 3 if claim.measure else mean_digits(table)
 
 
 def _words(claim: Claim) -> str:
     return claim.words + (f" ({claim.section})" if claim.section else "")
-
-
-def _gain(judgement: Judgement, digits: int) -> tuple[str, str]:
-    """The gain with its number of samples, and its standard error."""
-    gain = judgement.gain
-    digits = 3 if judgement.claim.measure else digits
-    if gain is None:
-        return "", ""
-    return f"{gain.mean:+.{digits}f}", "" if gain.error is None else f"{gain.error:.{digits}f} (n = {gain.n})"
 
 
 def published_gain(claim: Claim, table: Table) -> float | None:
@@ -360,44 +376,3 @@ def _draw(group: Group, stem: str, root: Path) -> list[tuple[str, str]]:
     if "hint-losses" in table.draw and hints:
         figures.draw_hint_losses(path("hint-losses"), title, hints, table.axis if full and table.draw == ("hint-losses",) else None)
     return made
-
-
-# ------------------------------------------------------------------------------------------------------------------- terminal
-
-def summary_table(name: str, root: Path = Path()) -> RenderableType:
-    """What was measured in one folder of results/measured, for the terminal."""
-    every = read_groups(root / MEASURED)
-    groups = [group for group in every if group.name == name]
-    if not groups:
-        return Text(f"{name}: nothing was measured yet")
-    return Renderables(*(part for group in groups for part in _summary(group, every)))
-
-
-def _summary(group: Group, groups: Sequence[Group]) -> Iterator[RenderableType]:
-    table, digits = group.table, _digits(group.table)
-    grid = Grid(title=f"{heading(group)}: {table.metric} after the last iteration, %", title_justify="left", box=None, pad_edge=False)
-    published = [] if not any(table.row(method).published_mean is not None for method in table.methods) else ["published"]
-    nets = max([table.nets, *(record.net for record in group.records)])
-    for column in ("method", "scale", *published, *(f"net {net}" for net in range(1, nets + 1)), "mean", "deviation", "best", ""):
-        grid.add_column(column, justify="left" if column in ("method", "") else "right", no_wrap=column == "method")
-    for method in table.methods:
-        values, found, best = group.values(method), overall(group.values(method)), overall(group.values(method, "best"))
-        if found is None or best is None:
-            continue
-        printed, verdict = table.row(method).published_mean, _is_reproduced(group, method)
-        cells = ["" if printed is None else f"{printed:.{digits}f}"] if published else []
-        for net in range(1, nets + 1):
-            own = [value for (_, k), value in values.items() if k == net]
-            cells.append("" if not own else f"{sum(own) / len(own):.2f}")
-        grid.add_row(method, f"{group.scale:g}", *cells, f"{found.mean:.{digits}f}", _deviation(found, digits), f"{best.mean:.{digits}f}",
-                     "" if verdict is None else "reproduced" if verdict else "not reproduced")
-    yield grid
-    for kind, found_claims in judgements(group, groups).items():
-        yield Text(f"\n{ASKED[kind]}")
-        for each in found_claims:
-            gain, error = _gain(each, digits)
-            line = Text(f"  {each.claim.text:<45} {gain:>7}{f' +- {error}' if error else '':<20} ")
-            line.append(each.verdict, style=COLOURS[each.verdict])
-            yield line.append(f": {each.reason}" if each.reason else "")
-    scaled = "" if group.is_full else f"  Scale {group.scale:g} is not comparable with published values."
-    yield Text(f"\n{SHARED}{scaled}\n", style="dim")

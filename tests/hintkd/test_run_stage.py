@@ -223,6 +223,14 @@ def command(*arguments: str, **more: Any) -> subprocess.Popen[str]:
                             stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(PYTHON)}, **more)
 
 
+def test_the_log_is_whole_whatever_the_environment_silences(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stage("a", tiny.net(), tiny.solver())
+    monkeypatch.setenv("GLOG_minloglevel", "1")
+    assert command("a").wait() == 0
+    log = parse(Path("a/log.txt").read_text())
+    assert [i for i, _ in log.loss] == [0, 10, 20, 30, 40, 50, 60] and [i for i, _ in log.test["accuracy"]] == [0, 20, 40, 60]
+
+
 def test_two_processes_never_write_one_folder() -> None:
     write_stage("a", tiny.net(), tiny.solver(iterations=400))
     both = [command("a") for _ in range(2)]

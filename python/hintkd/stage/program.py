@@ -348,6 +348,8 @@ def main(arguments: list[str]) -> int:
     if arguments in ([], ["--together"]):
         print(__doc__, file=sys.stderr)
         return 2
+    for name in [name for name in os.environ if name.startswith("GLOG_")]:
+        del os.environ[name]                # results are read from the log, which therefore is whole whatever the caller has silenced
     if arguments[0] == "--serve":
         die_with(int(arguments[1]))
         serve()

@@ -24,7 +24,7 @@ def solver(x: Experiment, iterations: int, seed: int, lr: float, falling: bool =
            tested: bool = True) -> caffe_pb2.SolverParameter:
     """SGD with momentum: the rate falls to a tenth at the schedule's steps, or stays.  Everything but `net` and `snapshot_prefix`.
 
-    A curve has 100 points of training and 40 of the test set, 20 where 40 tests would look at more images than training does.
+    A curve has 100 points of training and up to 40 of the test set: as many tests as look at a fifth of all images at most, but one.
     """
     s = caffe_pb2.SolverParameter(
         type="SGD", base_lr=lr, momentum=x.schedule.momentum, weight_decay=x.schedule.weight_decay, max_iter=iterations, random_seed=seed,
@@ -36,9 +36,9 @@ def solver(x: Experiment, iterations: int, seed: int, lr: float, falling: bool =
     else:
         s.lr_policy = "fixed"
     if tested:
-        tests = 40 if iterations * x.dataset.batch >= 40 * x.dataset.test_size else 20
+        tests = min(40, max(1, iterations * x.dataset.batch // (4 * x.dataset.test_size)))
         s.test_iter.append(x.dataset.test_iter)
-        s.test_interval = max(1, iterations // tests)
+        s.test_interval = -(-iterations // tests)
         s.test_initialization = False
     return s
 

@@ -94,6 +94,13 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+def count_records(lmdb: str | os.PathLike[str]) -> int:
+    """How many records an LMDB holds.  Raises UserError if there is none, or an empty or damaged one."""
+    from torchcaffe.data.lmdb_reader import open_database
+    with user_errors():
+        return len(open_database(lmdb))
+
+
 def read_net(path: str | os.PathLike[str]) -> caffe_pb2.NetParameter:
     """The NetParameter in a prototxt file, upgraded.  Raises UserError with file, line and column."""
     from torchcaffe.proto import prototxt

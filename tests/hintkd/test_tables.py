@@ -4,6 +4,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ from hintkd.methods.hint_2019 import stages_of
 from hintkd.results.report import published_gain
 from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import find_table, load_table, table_names
+from tiny_data import write_lmdb
 
 NAMES = [*(f"table{k}" for k in range(1, 7)), "demo", *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10))]
 
@@ -161,17 +163,35 @@ def test_a_teacher_of_ones_own_is_not_trained():
         find_table("table1").changed(teacher_prototxt=Path("mine/big.prototxt"))
 
 
+def write_sets(folder: Path, test: int) -> Path:
+    """Two training images and so many to test, of 32x32 pixels."""
+    for name, count in (("train_lmdb", 2), ("test_lmdb", test)):
+        write_lmdb(folder / name, np.zeros((count, 3, 32, 32), np.uint8), np.zeros(count, int))
+    return folder
+
+
 def test_data_of_ones_own(tmp_path):
     with pytest.raises(UserError, match="has no train_lmdb"):
         find_table("table1").changed(data=tmp_path)
-    folder = tmp_path / "birds"
-    for name in ("train_lmdb", "test_lmdb"):
-        (folder / name).mkdir(parents=True)
+    folder = write_sets(tmp_path / "birds", test=100)
     table = find_table("table1").changed(data=folder)
     assert table.name == "table1-birds" and table.row("kd").published_mean is None
     assert (table.dataset.train_lmdb, table.dataset.test_mean) == (str(folder / "train_lmdb"), str(folder / "test_mean.binaryproto"))
     (folder / "dataset.json").write_text('{"name": "cifar10"}')
     assert find_table("table1").changed(data=folder).name == "table1"
+
+
+@pytest.mark.parametrize(("count", "batch", "batches"), [(100, 100, 1), (250, 50, 5), (130, 65, 2), (97, 97, 1), (101, 1, 101)])
+def test_a_test_set_of_ones_own_is_looked_at_once_and_whole(count, batch, batches, tmp_path):
+    dataset = find_table("table1").changed(data=write_sets(tmp_path / "birds", count)).dataset
+    assert (dataset.test_batch, dataset.test_iter, dataset.test_size, dataset.train_size) == (batch, batches, count, 2)
+
+
+def test_a_folder_whose_lmdb_is_none_is_refused(tmp_path):
+    for name in ("train_lmdb", "test_lmdb"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="there is no LMDB .*train_lmdb"):
+        find_table("table1").changed(data=tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

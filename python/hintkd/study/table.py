@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from hintkd import limits
+from hintkd.backend import count_records
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
 from hintkd.files import read_sealed
@@ -263,8 +264,9 @@ class Table(_Strict):
 def dataset_in(folder: Path, like: Dataset) -> Dataset:
     """The data set in a folder that is laid out as data/<name> is; classes, sizes and batch are those of `like`.
 
-    It keeps the name if the folder's dataset.json says that it is the same set, and is called like the folder otherwise.
-    Raises UserError if an LMDB is missing.
+    It keeps the name if the folder's dataset.json says that it is the same set, and is called like the folder otherwise.  A test looks at
+    each record of its test set once: its batches, no larger than those of `like`, divide the set.
+    Raises UserError if an LMDB is missing or damaged.
     """
     for part in ("train_lmdb", "test_lmdb"):
         if not (folder / part).is_dir():
@@ -273,7 +275,10 @@ def dataset_in(folder: Path, like: Dataset) -> Dataset:
     same = facts.is_file() and read_sealed(facts).get("name") == like.name
     known = {field: getattr(like, field) for field in ("train_lmdb", "test_lmdb", "train_mean", "test_mean")}
     paths: dict[str, Any] = {field: str(folder / Path(path).name) for field, path in known.items() if path}
-    return dataclasses.replace(like, name=like.name if same else folder.resolve().name, **paths)
+    train, test = (count_records(paths[part]) for part in ("train_lmdb", "test_lmdb"))
+    batch = max(size for size in range(1, like.test_batch + 1) if test % size == 0)
+    return dataclasses.replace(like, name=like.name if same else folder.resolve().name, train_size=train, test_batch=batch,
+                               test_iter=test // batch, **paths)
 
 
 # ------------------------------------------------------------------------------------------------------------------- reading

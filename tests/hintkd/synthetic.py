@@ -8,8 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hintkd.experiment import Experiment
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
+from hintkd.results.probabilities import keep
 from hintkd.study.table import TEACHER, Table
 
 PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
@@ -46,8 +49,11 @@ def record(x: Experiment, accuracy: float, repeat: int = 1, **changed: Any) -> d
 
 
 def measure(root: Path, table: Table, values: Mapping[str, Sequence[float]], scale: float = 1.0, repeat: int = 1, folder: str | None = None,
-            **changed: Any) -> None:
-    """Write records into root/results/measured: method -> one value per net, in percent of the table's metric."""
+            images: int = 0, **changed: Any) -> None:
+    """Write records into root/results/measured: method -> one value per net, in percent of the table's metric.
+
+    images    so many that class probabilities are kept of
+    """
     name = folder or table.name + (f"-scale{scale:g}" if scale != 1 else "")
     for x in table.experiments(methods=list(values), scale=scale, repeat=repeat):
         given = values.get(x.method, ())
@@ -56,6 +62,14 @@ def measure(root: Path, table: Table, values: Mapping[str, Sequence[float]], sca
             path = root / "results/measured" / name / (f"repeat{repeat}" if repeat > 1 else "") / x.method / f"net{x.net}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record(x, percent / 100, repeat, **changed)))
+            if images:
+                keep_right(path.with_suffix(".npz"), images, round(percent / 100 * images), x.net)
+
+
+def keep_right(path: Path, images: int, right: int, net: int) -> None:
+    """Class probabilities of a net that is sure of two classes and right on so many of its images, wrong on the last ones of its turn."""
+    wrong = np.roll(np.arange(images) >= right, net * (images - right))
+    keep(path, np.where(wrong[:, None], [0.0, 1.0], [1.0, 0.0]), np.zeros(images))
 
 
 def published(table: Table) -> dict[str, list[float]]:

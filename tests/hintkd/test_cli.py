@@ -19,6 +19,8 @@ import torchcaffe
 from hintkd import cli
 from hintkd.experiment import Options
 from hintkd.files import read_sealed, write_sealed
+from hintkd.results import probabilities
+from hintkd.results.measured import read_groups
 from hintkd.study.reproduce import Request
 from running import wait_for
 
@@ -174,7 +176,7 @@ def test_a_table_is_trained_and_recorded(trained: Path) -> None:
     assert [stage["title"] for stage in record["stages"]] == ["hint", "kd"]
     kd = record["stages"][1]
     assert kd["lr"] == [[0, 0.1], [3, 0.01], [4, 0.001]] or [rate for _, rate in kd["lr"]] == [0.1, 0.01, 0.001]
-    assert [i for i, _ in kd["loss"]] == list(range(7)) and [i for i, _ in kd["test"]["accuracy"]] == list(range(1, 7))
+    assert [i for i, _ in kd["loss"]] == list(range(7)) and [i for i, _ in kd["test"]["accuracy"]] == [6]
     assert record["stages"][0]["train"]["hint_loss"][0][1] > 0 and record["stages"][0]["last"] == {}
     best = record["best"]["accuracy"]
     assert best["value"] == max(value for _, value in kd["test"]["accuracy"]) or best["value"] == record["last"]["accuracy"]
@@ -194,14 +196,20 @@ def test_trained_weights_lie_under_readable_names_and_give_what_is_recorded(trai
     assert record["stages"][-1]["weights"] == place + ".caffemodel"
 
 
-def test_nets_together_have_an_accuracy_of_their_own(trained: Path) -> None:
-    ensemble = json.loads((trained / "results/measured/demo-scale0.01/hint-kd/ensemble.json").read_text())
-    assert ensemble["nets"] == [1, 2] and 0 <= ensemble["ensemble"] <= 1
+def test_class_probabilities_are_kept_beside_the_record_and_give_its_accuracy(trained: Path) -> None:
+    for net in (1, 2):
+        place = trained / f"results/measured/demo-scale0.01/hint-kd/net{net}"
+        found, labels = probabilities.read(place.with_suffix(".npz"))
+        assert found.shape == (1000, 10)
+        accuracy = json.loads(place.with_suffix(".json").read_text())["last"]["accuracy"]
+        assert np.mean(found.argmax(axis=1) == labels) == pytest.approx(accuracy, abs=0.005)       # equal thousandths count for the first
+    (group,) = read_groups(trained / "results/measured", "demo-scale0.01")
+    assert group.ensembles == {}                             # the row has a third net
 
 
 def test_running_again_finds_everything_done(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(trained)
-    found = [*Path("runs").glob("**/*"), *Path("results/measured").glob("**/*.json")]
+    found = [*Path("runs").glob("**/*"), *Path("results/measured").glob("**/*.*")]
     files = {path: path.stat().st_mtime_ns for path in found if path.is_file()}
     status, out, _ = run(capsys, *SMALL)
     assert status == 0 and "4 stages, 4 of them finished" in out and "about" not in out

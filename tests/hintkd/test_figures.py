@@ -33,7 +33,7 @@ def test_every_figure_is_a_png_and_the_same_each_time(tmp_path):
     def draw(folder):
         accuracy = {"kd": [RISING, RISING], "new-method": [RISING]}
         hints = {"layerwise-hint": {"1": RISING, "2": RISING}, "hint-kd": {"": RISING}}
-        bars = [figures.Bar("kd", [90.0, 91.0, 92.0], 90.5, 92.5), figures.Bar("original", [89.0])]
+        bars = [figures.Bar("kd", [90.0, 91.0, 92.0], 90.5, [92.5]), figures.Bar("original", [89.0])]
         figures.draw_curves(folder / "curves.png", "title", accuracy, {"kd": [RISING]}, window=(30, 90))
         figures.draw_hint_losses(folder / "hints.png", "title", hints, (0.1, 0.6))
         figures.draw_bars(folder / "bars.png", "title", bars, teacher=93.0, axis=(88.0, 94.0))

@@ -141,3 +141,26 @@ def test_a_damaged_record_is_named_with_its_field(tmp_path, measured):
 
 def test_nothing_measured_is_no_group(measured):
     assert read_groups(measured) == []
+
+
+def test_an_ensemble_is_of_all_nets_of_a_row_and_made_when_they_are_there(tmp_path, measured):
+    synthetic.measure(tmp_path, TABLE3, {"teacher": [0.4], "kd": [0.5, 0.5], "hint-kd": [0.4, 0.4, 0.4]}, images=1000)
+    assert read_groups(measured)[0].ensembles == {"hint-kd": {1: 1.0}}       # no two nets err on the same image
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.5, 0.5]}, images=1000)
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.5, 0.5]}, repeat=2, images=1000)
+    assert read_groups(measured)[0].ensembles == {"hint-kd": {1: 1.0}, "kd": {1: 1.0, 2: 1.0}}
+    synthetic.keep_right(measured / "table3/kd/net3.npz", 1000, 0, 1)
+    synthetic.keep_right(measured / "table3/kd/net2.npz", 1000, 0, 1)        # two of three are always wrong
+    assert read_groups(measured)[0].ensembles["kd"] == {1: 0.0, 2: 1.0}
+    (measured / "table3/kd/net2.npz").unlink()
+    assert read_groups(measured)[0].ensembles == {"hint-kd": {1: 1.0}, "kd": {2: 1.0}}
+
+
+def test_nets_of_other_conditions_are_no_ensemble(tmp_path, measured):
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.5]}, images=1000)
+    for net in (1, 2):
+        (measured / f"table3/kd/net{net}.json").rename(measured / f"table3/kd/old{net}.json")
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.5, 0.5]}, images=1000, provenance={**synthetic.PROVENANCE, "precision": "bf16"})
+    for net in (1, 2):
+        (measured / f"table3/kd/old{net}.json").rename(measured / f"table3/kd/net{net}.json")
+    assert [group.ensembles for group in read_groups(measured)] == [{}, {}]

@@ -12,7 +12,6 @@ from hintkd.results.verdicts import (
     Spread,
     against_best,
     difference,
-    ensemble_accuracy,
     over_nets,
     overall,
     reproduced,
@@ -112,14 +111,6 @@ def test_reproduced_within_three_tenths(measured, metric, expected):
 
 def test_reproduced_error_within_a_twentieth():
     assert reproduced(0.466, 0.416, "error") and not reproduced(0.467, 0.416, "error")
-
-
-def test_ensemble_of_nets_that_err_on_different_images():
-    first = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
-    second = np.array([[0.4, 0.6], [0.1, 0.9], [0.3, 0.7]])
-    labels = np.array([0, 1, 0])
-    assert ensemble_accuracy([first], labels) == 1 / 3
-    assert ensemble_accuracy([first, second], labels) == 2 / 3
 
 
 @given(VALUES, VALUES)

@@ -44,11 +44,11 @@ SMOOTH = 5                                                   # displays of which
 
 @dataclass(frozen=True)
 class Bar:
-    """One method's results: per net, their mean, and the published mean where there is one to be compared; percent."""
+    """One method's results: per net, the published mean where there is one to be compared, per replication all nets together; percent."""
     method: str
     values: Sequence[float]
     published: float | None = None
-    ensemble: float | None = None
+    ensembles: Sequence[float] = ()
 
 
 def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]], loss: Mapping[str, Sequence[Curve]],
@@ -113,10 +113,12 @@ def draw_bars(path: Path, title: str, bars: Sequence[Bar], label: str = "test ac
         offsets = [0.0] if len(bar.values) == 1 else [0.3 * (k / (len(bar.values) - 1) - 0.5) for k in range(len(bar.values))]
         axes.scatter([index + offset for offset in offsets], bar.values, s=26, color="#222222", edgecolor="white", zorder=5, label="net")
         seen += [*bar.values, mean - deviation, mean + deviation]
-        for value, marker, name in ((bar.published, "D", "published"), (bar.ensemble, "^", "ensemble of the nets")):
-            if value is not None:
-                axes.scatter(index + 0.4, value, s=46, marker=marker, facecolor="white", edgecolor="#222222", zorder=6, label=name)
-                seen.append(value)
+        published = [] if bar.published is None else [bar.published]
+        for marked, marker, name in ((published, "D", "published"), (bar.ensembles, "^", "ensemble of the nets")):
+            if marked:
+                axes.scatter([index + 0.4] * len(marked), marked, s=46, marker=marker, facecolor="white", edgecolor="#222222", zorder=6,
+                             label=name)
+                seen += marked
         axes.annotate(f"{mean:.2f}", (index, max(*bar.values, mean + deviation)), xytext=(0, 5), textcoords="offset points", ha="center",
                       zorder=6)
     if teacher is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hintkd.errors import Damaged, UserError
 from hintkd.files import read_sealed
 from hintkd.results import verdicts as statistics
+from hintkd.results.probabilities import ensemble
 from hintkd.results.verdicts import Spread, Values, Verdict
 from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import TEACHER, Table, find_table, load_table
@@ -148,7 +149,7 @@ class Group:
     name: str                                                # of the folder they lie in
     table: Table
     records: tuple[Record, ...]
-    ensembles: dict[str, float] = field(default_factory=dict)   # method -> accuracy of its nets together, a fraction
+    ensembles: dict[str, dict[int, float]] = field(default_factory=dict)    # method -> replication -> accuracy of its nets together
     apart: tuple[str, ...] = ()                              # conditions in which it differs from the folder's other groups
 
     @property
@@ -239,26 +240,37 @@ def read_groups(measured: Path, name: str | None = None) -> list[Group]:
     for folder in sorted(path for path in measured.glob("*") if path.is_dir() and name in (None, path.name)):
         files = sorted(folder.glob("**/net*.json"))
         if files:
-            records = [read_record(path) for path in files]
-            groups += _apart(folder, _table_of(folder, records[0]), records)
+            records = {path: read_record(path) for path in files}
+            groups += _apart(folder, _table_of(folder, next(iter(records.values()))), records)
     return sorted(groups, key=lambda group: (*_order(group.table.name), -group.scale, group.name))
 
 
-def _apart(folder: Path, table: Table, records: Sequence[Record]) -> list[Group]:
-    by_conditions: dict[tuple[tuple[str, str], ...], list[Record]] = {}
-    for record in records:
-        by_conditions.setdefault(tuple(record.conditions().items()), []).append(record)
+def _apart(folder: Path, table: Table, records: Mapping[Path, Record]) -> list[Group]:
+    by_conditions: dict[tuple[tuple[str, str], ...], dict[Path, Record]] = {}
+    for path, record in records.items():
+        by_conditions.setdefault(tuple(record.conditions().items()), {})[path] = record
     differing = sorted({name for one in by_conditions for name, value in one if any((name, value) not in other for other in by_conditions)})
-    ensembles = {path.parent.name: _ensemble(path) for path in sorted(folder.glob("*/ensemble.json"))}
-    return [Group(folder.name, table, tuple(members), ensembles if len(by_conditions) == 1 else {}, tuple(differing))
+    return [Group(folder.name, table, tuple(members.values()), _ensembles(table, members), tuple(differing))
             for members in by_conditions.values()]
 
 
-def _ensemble(path: Path) -> float:
-    try:
-        return float(read_sealed(path, "ensemble")["ensemble"])
-    except Damaged as damage:
-        raise UserError(f"{damage}; {AGAIN}") from None
+def _ensembles(table: Table, records: Mapping[Path, Record]) -> dict[str, dict[int, float]]:
+    """Per method and replication the accuracy of all the nets of a row together, a fraction; not before they are all there.
+
+    Raises UserError for class probabilities that are damaged.
+    """
+    kept: dict[tuple[str, int], dict[int, Path]] = {}
+    for path, record in records.items():
+        if path.with_suffix(".npz").exists():
+            kept.setdefault((record.method, record.repeat), {})[record.net] = path.with_suffix(".npz")
+    found: dict[str, dict[int, float]] = {}
+    for (method, repeat), paths in sorted(kept.items()):
+        if table.nets > 1 and paths.keys() == set(range(1, table.nets + 1)):
+            try:
+                found.setdefault(method, {})[repeat] = ensemble([path for _, path in sorted(paths.items())])
+            except Damaged as damage:
+                raise UserError(f"{damage}; {AGAIN}") from None
+    return found
 
 
 def _table_of(folder: Path, record: Record) -> Table:

@@ -137,9 +137,7 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
     if absent:
         yield f"Not measured: {', '.join(absent)}.\n"
     if group.ensembles:
-        metric = table.metric
-        yield (f"The nets of a method together, by the mean of their class probabilities ({metric}, %): "
-               + ", ".join(f"{method} {_percent(value, metric):.2f}" for method, value in sorted(group.ensembles.items())) + ".\n")
+        yield f"{_ensembles(group)}\n"
     for kind, found in judgements(group, groups).items():
         yield f"{asked(kind, group)}:\n"
         yield _claims(found, group)
@@ -183,6 +181,16 @@ def _absent(group: Group) -> list[str]:
     return found
 
 
+def _ensembles(group: Group) -> str:
+    """What the nets of each row are together, in a sentence that says which nets."""
+    metric, table = group.table.metric, group.table
+    nets = ", ".join(map(str, range(1, table.nets)))
+    values = [f"{method} " + " and ".join(f"{_percent(value, metric):.2f}" + (f" (replication {repeat})" if len(group.repeats) > 1 else "")
+                                          for repeat, value in group.ensembles[method].items())
+              for method in table.methods if method in group.ensembles]
+    return f"Nets {nets} and {table.nets} of a row together, by the mean of their class probabilities ({metric}, %): {', '.join(values)}."
+
+
 def values_table(group: Group) -> str:
     """Per method what was published and measured, their difference, and the best: a column per net, their mean and standard deviation."""
     nets = max([group.table.nets, *(record.net for record in group.records)])
@@ -191,7 +199,7 @@ def values_table(group: Group) -> str:
 
 
 def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
-    row, scale, digits = group.table.row(method), f"{group.scale:g}", mean_digits(group.table)
+    row, scale, digits = group.table.row(method), f"{group.scale:g}", digits_of(group.table)
     name = [method, ""]
     if row.published_mean is not None:
         paper = spread(row.published)
@@ -225,7 +233,7 @@ def _filled(cells: Sequence[str], count: int) -> list[str]:
     return [*cells, *[""] * (count - len(cells))]
 
 
-def mean_digits(table: Table) -> int:
+def digits_of(table: Table) -> int:
     """Decimals of a mean: a net's error on 10,000 images has two."""
     return 3 if table.metric == "error" else 2
 
@@ -279,7 +287,7 @@ def gain_cells(judgement: Judgement, digits: int) -> tuple[str, str, str]:
 
 
 def claim_digits(claim: Claim, table: Table) -> int:
-    return 3 if claim.measure else mean_digits(table)
+    return 3 if claim.measure else digits_of(table)
 
 
 def _words(claim: Claim) -> str:
@@ -363,7 +371,7 @@ def _draw(group: Group, stem: str, root: Path) -> list[tuple[str, str]]:
     if "bars" in table.draw and students:
         teacher = overall(group.values(TEACHER))
         bars = [figures.Bar(method, list(group.values(method).values()), table.row(method).published_mean if full else None,
-                            _percent(group.ensembles[method], table.metric) if method in group.ensembles else None) for method in students]
+                            [_percent(value, table.metric) for value in group.ensembles.get(method, {}).values()]) for method in students]
         figures.draw_bars(path("bars"), title, bars, label, teacher.mean if teacher else None, table.axis if full else None)
     if "curves" in table.draw and students:
         window = None if table.window is None else (table.window[0] * group.scale, table.window[1] * group.scale)

@@ -20,11 +20,11 @@ from hintkd.results.report import (
     asked,
     claim_digits,
     deviation,
+    digits_of,
     gain_cells,
     heading,
     is_reproduced,
     judgements,
-    mean_digits,
 )
 from hintkd.results.verdicts import overall
 
@@ -59,7 +59,7 @@ def _group(group: Group, groups: Sequence[Group]) -> Iterator[Text]:
 
 def _values(group: Group) -> Iterator[list[str]]:
     """The head, and per method its value for each net (their mean over replications), with mean, deviation and best test."""
-    table, digits = group.table, mean_digits(group.table)
+    table, digits = group.table, digits_of(group.table)
     published = ["paper"] * any(table.row(method).published_mean is not None for method in table.methods)
     nets = range(1, max([table.nets, *(record.net for record in group.records)]) + 1)
     yield ["method", *published, *(f"net {net}" for net in nets), "mean", "s.d.", "best", ""]

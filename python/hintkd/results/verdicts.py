@@ -13,8 +13,6 @@ from functools import cache
 from math import cos, pi, sin, sqrt, tan
 from typing import Literal
 
-import numpy as np
-
 Verdict = Literal["holds", "does not hold", "within noise", "not judged"]
 Values = Mapping[tuple[int, int], float]                     # (replication, net) -> value, both counted from 1
 
@@ -113,14 +111,6 @@ def verdict(gain: Spread | None) -> Verdict:
 def reproduced(measured: float, published: float, metric: str) -> bool:
     """Whether a mean of full-schedule runs is within 0.3 points of the published mean, 0.05 for an error rate."""
     return round(abs(measured - published), 9) <= REPRODUCED[metric]
-
-
-def ensemble_accuracy(probabilities: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """Accuracy (0 to 1) of the mean of several nets' class probabilities.
-
-    probabilities: one array (images, classes) per net; labels: (images,) integers.  The first of equal classes counts.
-    """
-    return float(np.mean(np.mean(probabilities, axis=0).argmax(axis=1) == labels))
 
 
 def _samples(values: Values) -> list[float]:

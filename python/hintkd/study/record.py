@@ -17,6 +17,7 @@ from hintkd.errors import Damaged
 from hintkd.experiment import Experiment
 from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed
 from hintkd.methods.stage import Stage
+from hintkd.results import probabilities
 from hintkd.run.keys import DATA_PATHS, Parts
 from hintkd.run.runner import Plan, Task, publish_weights, whole_weights
 from hintkd.stage.log import Curve, parse
@@ -47,13 +48,19 @@ class Run:
         return Path("results/measured") / self.place.with_name(self.place.name + ".json")
 
     @property
+    def probabilities(self) -> Path:
+        """Of the class probabilities on the test set, beside the record."""
+        return self.record.with_suffix(".npz")
+
+    @property
     def weights(self) -> Path:
         """Of the readable weights, without .caffemodel and .prototxt."""
         return Path("runs/weights") / self.place
 
 
 def write(run: Run, plan: Plan, tell: Callable[[str], None]) -> None:
-    """Write the record and the readable weights of a run whose stages are all finished; what stands there already and is whole stays.
+    """Write the record of a run whose stages are all finished, its class probabilities and the readable weights; what stands there already
+    and is whole stays.
 
     `tell` gets a sentence for each file that was there before and is missing or damaged now.
     """
@@ -64,7 +71,7 @@ def write(run: Run, plan: Plan, tell: Callable[[str], None]) -> None:
     except Damaged as error:
         damage = str(error) if published or run.record.exists() else ""
     is_new = known is None or not fits(known, tasks)
-    wrong = publish_weights(tasks[-1], run.weights)
+    wrong = publish_weights(tasks[-1], run.weights) + probabilities.keep(run.probabilities, **tasks[-1].predictions())
     for each in [damage] * bool(damage) + ([] if is_new else wrong):
         tell(f"{each}; it is written again")
     if is_new:

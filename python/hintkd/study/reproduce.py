@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as Grid
@@ -23,7 +22,6 @@ from hintkd import backend, limits
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, write_file, write_sealed
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
-from hintkd.results.verdicts import ensemble_accuracy
 from hintkd.run.cluster import Cluster
 from hintkd.run.digests import restore_descriptions
 from hintkd.run.estimate import Estimate, clear, estimate
@@ -263,29 +261,6 @@ def keep(request: Request, runs: list[Run], plan: Plan, tell: Callable[[str], No
     for run in done:
         if task is None or task.stage in run.stages:
             record.write(run, plan, tell)
-    if task is None:
-        for method in dict.fromkeys(run.experiment.method for run in done):
-            keep_ensemble([run for run in done if run.experiment.method == method and run.repeat == 1], plan, tell)
-
-
-def keep_ensemble(runs: list[Run], plan: Plan, tell: Callable[[str], None]) -> None:
-    """Write the accuracy of a method's nets together, the mean of their class probabilities, beside their records."""
-    if len(runs) < 2:
-        return
-    found = [plan.task(run.stages[-1]).predictions() for run in runs]
-    scores = [each["scores"].reshape(len(each["scores"]), -1).astype(np.float64) for each in found]
-    powers = [np.exp(each - each.max(axis=1, keepdims=True)) for each in scores]
-    accuracy = ensemble_accuracy([p / p.sum(axis=1, keepdims=True) for p in powers], found[0]["labels"].reshape(-1).astype(int))
-    content = {"ensemble": accuracy, "nets": [run.experiment.net for run in runs]}
-    path = runs[0].record.with_name("ensemble.json")
-    try:
-        known = read_sealed(path)
-    except Damaged as damage:
-        known = None
-        if path.exists():
-            tell(f"{damage}; it is written again")
-    if known != content:
-        write_sealed(path, content)
 
 
 def listing(plan: Plan, named: dict[str, str], cost: Estimate) -> Grid:

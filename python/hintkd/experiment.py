@@ -178,6 +178,7 @@ class Experiment:
     lambda_: float = 5.0
     lambda_schedule: str = "fixed"                         # over Stage 2: fixed, or to lambda_end: linear, or by steps where the rate drops
     lambda_end: float = 1.0
+    test_loss: bool = False                                # Stage 2 is also tested under its own loss, for which TEST holds the teacher
     regressor: bool = False                                # a convolution on a guided layer that is narrower than its hint
     hint_pairs: tuple[tuple[str, str], ...] = ()           # (hint, guided) layers by hand, bottom up; () for the paper's
     teacher_dataset: Dataset | None = None                 # what the teacher is trained on, if not `dataset`

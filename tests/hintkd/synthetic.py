@@ -13,6 +13,7 @@ import numpy as np
 from hintkd.experiment import Experiment
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
 from hintkd.results.probabilities import keep
+from hintkd.study.record import hint_layers
 from hintkd.study.table import TEACHER, Table
 
 PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
@@ -33,11 +34,13 @@ def record(x: Experiment, accuracy: float, repeat: int = 1, **changed: Any) -> d
     for stage in stages:
         count, last = stage.solver.max_iter, stage is stages[-1]
         outputs = [layer.top[0] for layer in stage.net.layer if layer.name.endswith("_loss")]
+        test = {"kd_loss": curve(13.0, 8 - accuracy, count, 40)} if x.test_loss and "kd_loss" in outputs else {}
         train = {name: curve(100.0, 100 * (0.3 if len(outputs) == 1 else 0.4), count) for name in outputs}
         found.append({"title": stage.title, "key": stage.digest, "iterations": count, "wall_s": 10.0, "resumed": 0, "inexact": False,
                       "random_seed": stage.solver.random_seed, "lr": [[0, stage.solver.base_lr]],
                       "loss": curve(12.0, 7 - accuracy, count), "train": train,
-                      "test": {"accuracy": curve(0.1, accuracy, count, 40)} if last else {},
+                      "hints": hint_layers(stage.net),
+                      "test": {"accuracy": curve(0.1, accuracy, count, 40), **test} if last else {},
                       "last": {"accuracy": accuracy} if last else {}, "weights": "runs/weights/somewhere.caffemodel"})
     choices = {"dataset": x.dataset.name, "batch": x.dataset.batch, "teacher": x.teacher and asdict(x.teacher),
                "student": asdict(x.student), "tau": x.tau, "lambda": x.lambda_, "bn_fraction_of_run": x.bn_fraction,

@@ -81,11 +81,14 @@ def test_claims_across_tables_need_the_same_conditions(tmp_path, measured):
 
 def test_losses_are_compared_where_a_claim_says_so(tmp_path, measured):
     figure4, figure9 = find_table("figure4"), find_table("figure9")
-    synthetic.measure(tmp_path, figure4, {"hint-kd": [80.0, 80.0, 80.0], "layerwise-hint": [88.0, 88.5, 89.0]})
+    values = {"original": [79.0, 79.0, 79.0], "hint-kd": [80.0, 80.0, 80.0], "layerwise-hint": [88.0, 88.5, 89.0]}
+    synthetic.measure(tmp_path, figure4, values)
     synthetic.measure(tmp_path, figure9, {"concurrent-hint": [80.0], "layerwise-hint": [70.0]})
     groups = read_groups(measured)
-    gain, verdict, _ = judged(groups, "layerwise-hint > hint-kd in training loss")
-    assert gain and gain > 0 and verdict == "holds"
+    for kind in ("training", "test"):
+        gain, verdict, _ = judged(groups, f"layerwise-hint > hint-kd in {kind} loss")
+        assert gain == pytest.approx(0.085, abs=0.01) and verdict == "holds"
+    assert judged(groups, "layerwise-hint > original in test loss")[1:] == ("not judged", "original has no test loss")
     for pair in (1, 2, 3):                                          # the last tenth of a curve that ends near 0.3, or 0.4
         gain, verdict, _ = judged(groups, f"layerwise-hint > concurrent-hint in hint loss {pair}", 1)
         assert gain == pytest.approx(0.1, abs=0.01) and verdict == "not judged"
@@ -94,9 +97,23 @@ def test_losses_are_compared_where_a_claim_says_so(tmp_path, measured):
 def test_hint_losses_of_steps_follow_each_other(tmp_path, measured):
     synthetic.measure(tmp_path, find_table("figure9"), {"concurrent-hint": [80.0], "layerwise-hint": [70.0]})
     (group,) = read_groups(measured)
-    steps, together = (group.of(method)[0].hint_losses() for method in ("layerwise-hint", "concurrent-hint"))
+    steps, together = (group.hint_losses(group.of(method)[0]) for method in ("layerwise-hint", "concurrent-hint"))
     assert [(curve[0], curve[-1][0]) for curve in steps.values()] == [((0, 1.0), 3_000), ((3_000, 1.0), 10_000), ((10_000, 1.0), 25_000)]
     assert [(curve[0], curve[-1][0]) for curve in together.values()] == [((0, 1.0), 25_000)] * 3
+
+
+def test_all_methods_have_one_unit_at_a_hint_layer(tmp_path, measured):
+    table = find_table("table1")
+    synthetic.measure(tmp_path, table, {"hint-kd": [90.0], "hint-kd-plus": [90.0], "layerwise-hint": [90.0]})
+    path = measured / "table1/layerwise-hint/net1.json"
+    content = json.loads(path.read_text())
+    for stage in content["stages"][:3]:                             # each of its pairs begins at half the others' loss
+        stage["train"] = {name: [[at, value / 2] for at, value in curve] for name, curve in stage["train"].items()}
+    path.write_text(json.dumps(content))
+    (group,) = read_groups(measured)
+    first = {record.method: {pair: curve[0][1] for pair, curve in group.hint_losses(record).items()} for record in group.records}
+    assert first["hint-kd-plus"] == first["hint-kd"] == {"": 1.0}
+    assert first["layerwise-hint"] == {"1": 1.0, "2": 1.0, "3": 0.5}        # hint-kd-plus, too, is to come near the end of the third stack
 
 
 @pytest.mark.parametrize(("name", "value"), [("device", "gpu"), ("engine", "torchcaffe 1.0 numeric 2"), ("precision", "fp16")])

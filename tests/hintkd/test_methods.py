@@ -12,6 +12,7 @@ from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
 from hintkd.methods.hint_2019 import METHODS, stages_of, teacher_stage
 from hintkd.methods.stage import Stage
+from hintkd.run.runner import test_net as published_net
 from tiny_data import write_dataset
 
 TITLES = {
@@ -246,6 +247,34 @@ def test_options_train(variant: str, trainer: Trainer, workspace: tuple[Path, Da
         first, second = (trainer.train(stage) for stage in stages[:2])
         still = ("first_conv", "group0_block0_conv1", "group0_block0_conv1_scale")
         assert all(np.array_equal(first[name][0], second[name][0]) for name in still)
+
+
+def test_the_loss_on_the_test_set_is_equation_2(trainer: Trainer, workspace: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace[0])
+    stage = stages_of(small("kd", workspace[1], test_loss=True))[-1]
+    trainer.train(stage)
+    name = f"{stage.title}-{stage.digest[:8]}-{trainer.fast:d}"
+    net = torchcaffe.Net(name + ".net", torchcaffe.TEST)
+    net.copy_from(f"{name}_iter_4.caffemodel")
+
+    def log_softmax(scores: np.ndarray) -> np.ndarray:
+        return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+    for _ in range(workspace[1].test_iter):
+        found = float(net.forward()["kd_loss"].item())
+        student, teacher = (net.blobs[blob].data.reshape(8, -1).astype(np.float64) for blob in ("fc", "teacher/fc"))
+        labels = net.blobs["label"].data.reshape(-1).astype(int)
+        hard = -log_softmax(student)[np.arange(8), labels].mean()
+        soft = -(np.exp(log_softmax(teacher / 3)) * log_softmax(student / 3)).sum(axis=1).mean()
+        assert found == pytest.approx(hard + 5 * soft, rel=1e-5)
+
+
+def test_a_loss_on_the_test_set_changes_the_stages_alone_that_have_it() -> None:
+    plain, tested = stages_of(experiment("layerwise-hint")), stages_of(experiment("layerwise-hint", test_loss=True))
+    assert plain[:-1] == tested[:-1] and plain[-1] != tested[-1]
+    assert stages_of(experiment("original")) == stages_of(experiment("original", test_loss=True))
+    published = published_net(tested[-1])
+    assert published == published_net(plain[-1]) and not any(layer.name.startswith(("teacher/", "kd_loss")) for layer in published.layer)
 
 
 @pytest.mark.parametrize("method", ["kd", "concurrent-hint"])

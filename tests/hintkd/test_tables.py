@@ -124,6 +124,10 @@ def test_table_4_is_other_runs_of_what_it_shares_with_table_3_but_for_teacher_an
         assert same == (key[0] in ("teacher", "original")), key
 
 
+def test_figure_4_asks_for_the_test_loss_and_no_other_table_does():
+    assert [name for name in NAMES if find_table(name).experiments()[-1].test_loss] == ["figure4"]
+
+
 def test_regressor_and_the_demos_teacher_data_reach_the_experiment():
     assert {x.regressor for x in find_table("table5").experiments()} == {True}
     demo = find_table("demo").experiments()[0]
@@ -223,6 +227,7 @@ def test_a_table_is_read_back_as_it_was_written(name, tmp_path):
     ({"orders": ["kd > sl-resnet"]}, "orders[0]: the table has no row 'sl-resnet'"),
     ({"claims": [{"text": "kd is better"}]}, "claims[0]: {'text': 'kd is better'} is not a claim; write 'A > B', or a mapping"),
     ({"claims": [{"claim": "kd > original", "were": "3"}]}, "claims[0]: unknown field 'were'; a claim has claim, text, section"),
+    ({"claims": ["kd > original in test loss"]}, "claims[0]: 'kd > original in test loss' needs `test_loss: true` in the table"),
     ({"name": "../elsewhere"}, "name: '../elsewhere'"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_a_wrong_table_is_refused_with_a_sentence(change, sentence, tmp_path):

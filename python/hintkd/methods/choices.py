@@ -123,7 +123,7 @@ CHOICES = (
            "both: the mean accuracy in every row, and the ensemble of the nets beside it"),
     Choice("normalisation of figure 9",
            "not defined",
-           "divided by the first value"),
+           "all losses of a pair are divided by the same number, the largest with which one of the table's methods begins there"),
     Choice("validation",
            "no split is mentioned",
            "none: the last iteration counts, whatever the test set says on the way"),

@@ -69,10 +69,13 @@ def add_label_loss(net: caffe_pb2.NetParameter, train: bool) -> None:
 
 
 def add_python_loss(net: caffe_pb2.NetParameter, name: str, module: str, layer: str, bottoms: Sequence[str], weight: float = 1,
-                    param_str: str = "", counts: bool = False) -> None:
-    """A loss of hintkd.layers in the TRAIN phase, with a gradient into its first bottom only; `counts`: it has a blob of its own."""
+                    param_str: str = "", counts: bool = False, in_test: bool = False) -> None:
+    """A loss of hintkd.layers, with a gradient into its first bottom only, in the TRAIN phase or, `in_test`, in both.
+
+    counts    it has a blob of its own
+    """
     net.layer.add(name=name, type="Python", bottom=bottoms, top=[name], loss_weight=[weight], param=[FROZEN] * counts,
-                  propagate_down=[True] + [False] * (len(bottoms) - 1), include=[{"phase": "TRAIN"}],
+                  propagate_down=[True] + [False] * (len(bottoms) - 1), include=surgery.train_alone(in_test),
                   python_param={"module": f"hintkd.layers.{module}", "layer": layer, **({"param_str": param_str} if param_str else {})})
 
 
@@ -99,7 +102,7 @@ def teacher_net(x: Experiment) -> caffe_pb2.NetParameter:
 
 
 def kd_net(x: Experiment, iterations: int) -> caffe_pb2.NetParameter:
-    """Stage 2: the whole student under equation 2, beside the teacher; TEST holds the student alone.
+    """Stage 2: the whole student under equation 2, beside the teacher; TEST holds the student alone, with x.test_loss both and the loss.
 
     A lambda schedule runs over `iterations`.  Raises UserError where the teacher's classes are not the data set's.
     """
@@ -107,13 +110,13 @@ def kd_net(x: Experiment, iterations: int) -> caffe_pb2.NetParameter:
     scores = surgery.logits(teacher)
     net = _net(f"{x.student.title}-kd-{teacher.name}")
     add_data(net, x.dataset, x.options)
-    net.layer.extend(surgery.teacher_layers(teacher, [scores]))
+    net.layer.extend(surgery.teacher_layers(teacher, [scores], in_test=x.test_loss))
     found = surgery.shapes(net.layer, x.dataset.shape).get(surgery.TEACHER + scores)
     if found is not None and prod(found) != x.dataset.classes:
         raise UserError(f"the teacher '{teacher.name}' scores {prod(found)} classes and data set {x.dataset.name} has {x.dataset.classes}")
     add_resnet(net, x.student, x.dataset.classes, x.options, x.bn_fraction)
     add_python_loss(net, KD_LOSS, "softened_cross_entropy", "SoftenedCrossEntropy", ["fc", surgery.TEACHER + scores, "label"],
-                    param_str=json.dumps(_kd_parameters(x, iterations)), counts=x.lambda_schedule != "fixed")
+                    param_str=json.dumps(_kd_parameters(x, iterations)), counts=x.lambda_schedule != "fixed", in_test=x.test_loss)
     add_label_loss(net, train=False)
     return net
 

@@ -102,8 +102,8 @@ def logits(net: caffe_pb2.NetParameter) -> str:
     return ends[0]
 
 
-def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str]) -> list[caffe_pb2.LayerParameter]:
-    """`net` as a teacher: what its blobs `blobs` need, fed by "data", every name under "teacher/", in the TRAIN phase only.
+def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str], in_test: bool = False) -> list[caffe_pb2.LayerParameter]:
+    """`net` as a teacher: what its blobs `blobs` need, fed by "data", every name under "teacher/", in the TRAIN phase or both.
 
     Nothing in it learns: each parameter has `lr_mult: 0 decay_mult: 0` in writing, since Caffe decides from the written ParamSpecs what
     needs backward; BatchNorm uses its stored statistics; Dropout is left out; tops that nobody reads end in Silence.
@@ -123,11 +123,11 @@ def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str]) -> list[ca
         if source.type in _NOT_TO_FREEZE:
             raise UserError(f"the teacher's layer '{source.name}' has type {source.type}, which cannot be frozen inside a student's net")
         names.update({top: TEACHER + top for top in source.top})
-        result.append(_frozen(source, names))
+        result.append(_frozen(source, names, in_test))
     consumed = {b for layer in result for b in layer.bottom} | {names[b] for b in blobs}
     unused = [top for layer in result for top in layer.top if top not in consumed]
     if unused:
-        result.append(_new(name=TEACHER + "silence", type="Silence", bottom=dict.fromkeys(unused), include=[{"phase": "TRAIN"}]))
+        result.append(_new(name=TEACHER + "silence", type="Silence", bottom=dict.fromkeys(unused), include=train_alone(in_test)))
     return result
 
 
@@ -135,7 +135,12 @@ def _new(**fields: object) -> caffe_pb2.LayerParameter:
     return caffe_pb2.LayerParameter(**fields)  # type: ignore[arg-type]
 
 
-def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str]) -> caffe_pb2.LayerParameter:
+def train_alone(in_test: bool) -> list[caffe_pb2.NetStateRule]:
+    """What a layer's `include` says: the TRAIN phase, or nothing, which is both."""
+    return [] if in_test else [caffe_pb2.NetStateRule(phase=caffe_pb2.TRAIN)]
+
+
+def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str], in_test: bool) -> caffe_pb2.LayerParameter:
     layer = _new()
     layer.CopyFrom(source)
     shared = [spec.name for spec in source.param]
@@ -150,7 +155,7 @@ def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str]) -> caffe_pb
             spec.name = TEACHER + shared[i]
     if source.type == "BatchNorm":
         layer.batch_norm_param.use_global_stats = True
-    layer.include.add(phase="TRAIN")
+    layer.include.extend(train_alone(in_test))
     return layer
 
 

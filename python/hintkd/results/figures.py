@@ -52,15 +52,18 @@ class Bar:
 
 
 def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]], loss: Mapping[str, Sequence[Curve]],
-                label: str = "test accuracy (%)", window: tuple[float, float] | None = None) -> None:
-    """Stage 2 as in figure 4: on the left the test set, on the right the training loss; per method the mean over its nets and their range.
+                label: str = "test accuracy (%)", loss_label: str | None = None, window: tuple[float, float] | None = None) -> None:
+    """Stage 2 as in figure 4: on the left the test set, on the right a loss; per method the mean over its nets and their range.
 
     accuracy, loss    method -> one curve of (iteration, value) per net
+    loss_label        of a loss on the test set; None: it is that of training, which is smoothed
     window            the iterations to show, None for all
     """
-    figure, (left, right) = _figure(12, 4.6, 2)
-    smooth = {method: [_smoothed(curve) for curve in curves] for method, curves in loss.items()}
-    for axes, methods, text in ((left, accuracy, label), (right, smooth, f"training loss, running median of {SMOOTH}")):
+    figure, (left, right) = _figure(12, 4.9, 2)
+    if loss_label is None:
+        loss_label = f"training loss, running median of {SMOOTH}"
+        loss = {method: [_smoothed(curve) for curve in curves] for method, curves in loss.items()}
+    for axes, methods, text in ((left, accuracy, label), (right, loss, loss_label)):
         ends: list[float] = []
         for method, curves in methods.items():
             ends += _band(axes, method, curves, window)
@@ -71,15 +74,19 @@ def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]],
             axes.set_ylim(min(ends) - margin, max(ends) + margin)
         if window:
             axes.set_xlim(*window)
-    handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False)
+    handles = {name: handle for axes in (right, left) for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    names = [name for name in dict.fromkeys([*accuracy, *loss]) if name in handles]
+    figure.legend([handles[name] for name in names], names, loc="outside right center", frameon=False)
+    elsewhere = [name for name in accuracy if name not in loss]
+    alone = f"; on the left alone, because trained under another loss: {', '.join(elsewhere)}" if elsewhere else ""
+    figure.supxlabel(f"lines: mean of a method's nets; bands: from the lowest to the highest of them{alone}", fontsize=9)
     _save(figure, path, title)
 
 
 def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, Curve]], axis: tuple[float, float] | None = None) -> None:
-    """Stage 1 as in figure 9: losses divided by their first value, layer-wise solid, concurrent dashed, a colour for each pair.
+    """Stage 1 as in figure 9: layer-wise solid, concurrent dashed, a colour for each pair.
 
-    losses    method -> pair ("1", "2", "3", or "" for the only one) -> curve
+    losses    method -> pair ("1", "2", "3", or "" for the only one) -> curve, those of a pair divided by one number for all methods
     axis      range of the printed figure, marked at the edge
     """
     figure, (axes,) = _figure(8.6, 4.6)
@@ -88,7 +95,7 @@ def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, C
             colour = PAIR_COLOURS.get(pair, "#777777")
             axes.plot(*zip(*curve, strict=True), color=colour, linestyle=HINT_LINES.get(method, "-"), linewidth=1.6,
                       label=f"{method}, pair {pair}" if pair else method)
-    axes.set(xlabel="iteration of Stage 1", ylabel="hint loss / its first value", ylim=(0, None))
+    axes.set(xlabel="iteration of Stage 1", ylabel="hint loss / the largest first value at its hint layer", ylim=(0, None))
     _count_iterations(axes)
     if axis:
         axes.axhspan(*axis, color="#000000", alpha=0.05, linewidth=0, label="range of the printed figure")

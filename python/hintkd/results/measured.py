@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hintkd.errors import Damaged, UserError
 from hintkd.files import read_sealed
+from hintkd.nets.stages import KD_LOSS
 from hintkd.results import verdicts as statistics
 from hintkd.results.probabilities import ensemble
 from hintkd.results.verdicts import Spread, Values, Verdict
@@ -47,6 +48,7 @@ class StageResult(_Read):
     loss: Curve = []
     train: dict[str, Curve] = {}
     test: dict[str, Curve] = {}
+    hints: dict[str, str] = {}                               # loss of Stage 1 -> the teacher's layer that it is the distance from
     inexact: bool = False
     together: int = 1                                        # how many trained side by side, this one among them
 
@@ -103,30 +105,17 @@ class Record(_Read):
         value = self.last[self.metric] if which == "last" else self.best[self.metric].value
         return 100 * value if metric == "accuracy" else 100 * (1 - value)
 
-    def hint_losses(self) -> dict[str, Curve]:
-        """Per pair ("1", "2", "3"; "" for a single one) the loss of Stage 1 divided by its first value; steps follow each other."""
-        curves: dict[str, Curve] = {}
+    def hint_losses(self) -> dict[str, tuple[str, Curve]]:
+        """Per pair ("1", "2", "3"; "" for a single one) its hint layer and the loss of Stage 1; steps follow each other."""
+        curves: dict[str, tuple[str, Curve]] = {}
         begun = 0
         for stage in self.stages[:-1]:
             for name, curve in stage.train.items():
                 found = re.fullmatch(r"hint(\d*)_loss", name)
-                if found and curve and curve[0][1]:
-                    curves[found[1]] = [(begun + iteration, value / curve[0][1]) for iteration, value in curve]
+                if found and curve:
+                    curves[found[1]] = stage.hints.get(name, f"of {name}"), [(begun + iteration, value) for iteration, value in curve]
             begun += stage.iterations
         return curves
-
-    def measure(self, claim: Claim, table: Table) -> float | None:
-        """What a claim compares, so that more is better; None if the record does not have it."""
-        if claim.measure == "":
-            value = self.percent(table.metric)
-            return value if table.metric == "accuracy" else -value
-        if claim.measure == "training loss":
-            begin, end = table.window or (0, table.schedule.iterations)
-            values = [value for iteration, value in self.stages[-1].loss if begin * self.scale <= iteration <= end * self.scale]
-        else:
-            curve = self.hint_losses().get(claim.measure.removeprefix("hint loss "), [])
-            values = [value for _, value in curve[-max(1, round(TAIL * len(curve))):]]
-        return -sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -177,8 +166,36 @@ class Group:
         """Percent in the table's metric, per (replication, net)."""
         return {record.cell: record.percent(self.table.metric, which) for record in self.of(method)}
 
+    @cached_property
+    def _begun(self) -> dict[tuple[int, str], float]:
+        """Per replication and hint layer the largest loss with which a method of the table begins to approach it."""
+        begun: dict[tuple[int, str], float] = {}
+        for record in self.records:
+            for hint, curve in record.hint_losses().values():
+                begun[record.repeat, hint] = max(curve[0][1], begun.get((record.repeat, hint), 0.0))
+        return begun
+
+    def hint_losses(self, record: Record) -> dict[str, Curve]:
+        """Per pair the loss of Stage 1, whatever the method in units of the largest with which any of them begins at that layer."""
+        return {pair: [(iteration, value / self._begun[record.repeat, hint]) for iteration, value in curve]
+                for pair, (hint, curve) in record.hint_losses().items() if self._begun[record.repeat, hint]}
+
+    def _measure(self, record: Record, claim: Claim) -> float | None:
+        """What a claim compares, so that more is better; None if the record does not have it."""
+        if claim.measure == "":
+            value = record.percent(self.table.metric)
+            return value if self.table.metric == "accuracy" else -value
+        if claim.measure in ("training loss", "test loss"):
+            begin, end = self.table.window or (0, self.table.schedule.iterations)
+            curve = record.stages[-1].loss if claim.measure == "training loss" else record.stages[-1].test.get(KD_LOSS, [])
+            values = [value for iteration, value in curve if begin * self.scale <= iteration <= end * self.scale]
+        else:
+            curve = self.hint_losses(record).get(claim.measure.removeprefix("hint loss "), [])
+            values = [value for _, value in curve[-max(1, round(TAIL * len(curve))):]]
+        return -sum(values) / len(values) if values else None
+
     def _compared(self, operand: Operand, claim: Claim) -> Values:
-        values = {record.cell: value for record in self.of(operand.method) if (value := record.measure(claim, self.table)) is not None}
+        values = {record.cell: value for record in self.of(operand.method) if (value := self._measure(record, claim)) is not None}
         if claim.measure.startswith("hint loss"):            # nets share Stage 1: it counts once in each replication
             return {(repeat, 1): value for (repeat, _), value in sorted(values.items(), reverse=True)}
         return values
@@ -191,7 +208,9 @@ class Group:
             values = source._compared(operand, claim) if source else {}
             if not values:
                 what = f"{operand.table}/{operand.method}" if operand.table else operand.method
-                return Judgement(claim, None, "not judged", f"{what} was not measured{' under these conditions' if operand.table else ''}")
+                absent = f"was not measured{' under these conditions' if operand.table else ''}"
+                return Judgement(claim, None, "not judged", f"{what} has no {claim.measure}" if source and source.of(operand.method)
+                                 else f"{what} {absent}")
             sides.append(values)
         left, right = sides
         if claim.right.method == TEACHER:

@@ -21,6 +21,7 @@ from hintkd.study.table import TEACHER, Network, Table, find_table, table_names
 
 MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"), Path("results/figures")
 COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}
+TEST_LOSS = "test loss, equation 2"
 SHARED = ("Nets of one run share their teacher and Stage 1, so their spread understates the noise; `--repeats` runs complete replications, "
           "over which a verdict is then taken.")
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
@@ -378,9 +379,11 @@ def _draw(group: Group, stem: str, root: Path) -> list[tuple[str, str]]:
         softened = [method for method in students if any(KD_LOSS in record.stages[-1].train for record in group.of(method))]
         accuracy = {method: [[(at, _percent(value, table.metric)) for at, value in record.stages[-1].test.get(record.metric, [])]
                              for record in group.of(method)] for method in students}
-        loss = {method: [record.stages[-1].loss for record in group.of(method)] for method in softened or students}
-        figures.draw_curves(path("curves"), title, accuracy, loss, label, window)
-    hints = {method: losses for method in students if (losses := group.of(method)[0].hint_losses())}
+        stages = {method: [record.stages[-1] for record in group.of(method)] for method in softened or students}
+        loss = {method: [stage.test.get(KD_LOSS, []) if table.test_loss else stage.loss for stage in each]
+                for method, each in stages.items()}
+        figures.draw_curves(path("curves"), title, accuracy, loss, label, TEST_LOSS if table.test_loss else None, window)
+    hints = {method: losses for method in students if (losses := group.hint_losses(group.of(method)[0]))}
     if "hint-losses" in table.draw and hints:
         figures.draw_hint_losses(path("hint-losses"), title, hints, table.axis if full and table.draw == ("hint-losses",) else None)
     return made

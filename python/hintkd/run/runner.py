@@ -325,12 +325,12 @@ def whole_weights(task: Task) -> Path:
 
 
 def test_net(stage: Stage) -> caffe_pb2.NetParameter:
-    """The stage's net as it is tested: layers without those of training alone, and without rules about phases."""
+    """The student or teacher of a stage as it is tested: without the layers of training alone, those the stage leaves behind, and rules."""
     net = caffe_pb2.NetParameter()
     net.CopyFrom(stage.net)
     del net.layer[:]
     for layer in stage.net.layer:
-        if not layer.include or any(rule.phase == caffe_pb2.TEST for rule in layer.include):
+        if stage.keeps(layer.name) and (not layer.include or any(rule.phase == caffe_pb2.TEST for rule in layer.include)):
             kept = net.layer.add()
             kept.CopyFrom(layer)
             del kept.include[:]

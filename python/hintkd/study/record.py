@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hintkd.backend import caffe_pb2
 from hintkd.errors import Damaged
 from hintkd.experiment import Experiment
 from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed
@@ -109,7 +110,13 @@ def stage_record(task: Task) -> dict[str, Any]:
     return {"title": task.stage.title, "key": task.key, "iterations": result["iterations"], "wall_s": result["wall_s"],
             "random_seed": task.stage.solver.random_seed, "resumed": result["resumed"], "inexact": result["inexact"],
             "together": result.get("together", 1), "lr": changes(log.lr), "loss": log.loss, "train": log.train, "test": log.test,
-            "last": result["outputs"], "weights": str(task.weights), "weights_sha256": sha256_of(whole_weights(task))}
+            "hints": hint_layers(task.stage.net), "last": result["outputs"], "weights": str(task.weights),
+            "weights_sha256": sha256_of(whole_weights(task))}
+
+
+def hint_layers(net: caffe_pb2.NetParameter) -> dict[str, str]:
+    """Per hint loss of a net the blob of the teacher that it is the distance from."""
+    return {layer.top[0]: layer.bottom[1] for layer in net.layer if layer.python_param.layer == "HintLoss"}
 
 
 def changes(curve: Curve) -> Curve:

@@ -122,6 +122,7 @@ class Table(_Strict):
     metric: Literal["accuracy", "error"] = "accuracy"        # of published values, percent; error is 100 - accuracy
     teacher: Network | None = None
     student: Network
+    test_loss: bool = False                                  # Stage 2 is also tested under its own loss, which takes the teacher's time
     regressor: bool = False
     hint_pairs: tuple[tuple[str, str], ...] = ()             # (hint layer, guided layer) by hand, bottom up
     schedule: Schedule = Schedule()                          # what is not given is the data set's
@@ -161,6 +162,8 @@ class Table(_Strict):
                 raise ValueError(f"rows[{index}].method: {row.method!r} needs a teacher; add one")
         for kind, claims in (("claims", self.claims), ("orders", self.orders), ("controls", self.controls)):
             for index, claim in enumerate(claims):
+                if claim.measure == "test loss" and not self.test_loss:
+                    raise ValueError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
                 for side in (claim.left, claim.right):
                     if side.table is None and side.method not in self.methods:
                         raise ValueError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, self.methods)}")
@@ -208,7 +211,8 @@ class Table(_Strict):
         return Experiment(
             method=method, dataset=self.dataset, student=self.student.resnet, teacher=teacher.resnet if teacher else None, net=net,
             table=self.name, schedule=self.schedule, options=self.options, tau=self.tau if row.tau is None else row.tau,
-            lambda_=self.lambda_ if row.lambda_ is None else row.lambda_, regressor=self.regressor, hint_pairs=self.hint_pairs,
+            lambda_=self.lambda_ if row.lambda_ is None else row.lambda_, test_loss=self.test_loss, regressor=self.regressor,
+            hint_pairs=self.hint_pairs,
             teacher_dataset=teacher.dataset if teacher else None, external_teacher=external, seed=seed,
             table_seed=self.seed, repeat=repeat, scale=scale)
 

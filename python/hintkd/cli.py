@@ -154,12 +154,14 @@ def generate(
 ) -> None:
     """Write the prototxts of every stage, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
     from hintkd.methods.generate import generate_all as write
+    from hintkd.run.progress import counted
     console.quiet = quiet
     experiments = table_experiments(table, options) if table is not None else [one_experiment(
         dataset, method, teacher_depth, student_depth, three("--teacher-widths", teacher_widths), three("--student-widths", student_widths),
         regressor, net, options)]
     files = write(experiments, out)
-    console.print(f"{len(files)} prototxts in {out / 'prototxt'} and {out / 'solvers'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{counted(len(files), 'prototxt')} in {out / 'prototxt'} and {out / 'solvers'}", markup=False, highlight=False,
+                  soft_wrap=True)
 
 
 def table_experiments(table: str, options: dict[str, Any]) -> list[Any]:

@@ -128,6 +128,16 @@ def test_what_the_user_can_mend_is_one_sentence(arguments: list[str], sentence: 
     assert sentence in err and err.startswith("hintkd: ") and err.count("\n") == 1
 
 
+def test_a_test_set_that_would_not_be_looked_at_whole_is_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = "data/digits"
+    Path("part.yaml").write_text(json.dumps({
+        "title": "Part", "source": "nobody", "student": {"depth": 8}, "rows": [],
+        "dataset": {"name": "digits", "classes": 10, "channels": 1, "size": 8, "batch": 32, "crop": True, "test_batch": 100, "test_iter": 3,
+                    "train_lmdb": f"{folder}/train_lmdb", "test_lmdb": f"{folder}/test_lmdb"}}))
+    status, _, err = run(capsys, "reproduce", "part.yaml", "--device", "cpu")
+    assert status == 2 and "data/digits/test_lmdb holds 1,000 images, and a test looks at 100 x 3: give the" in err
+
+
 # ------------------------------------------------------------------------------------------------------------------- generate
 
 def test_generate_writes_what_any_caffe_trains_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

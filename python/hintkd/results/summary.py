@@ -50,7 +50,7 @@ def _group(group: Group, groups: Sequence[Group]) -> Iterator[Text]:
             gain, interval, n = gain_cells(each, claim_digits(each.claim, group.table))
             if interval:
                 line.append(f"{gain:>7} [{interval.replace(' to ', ', ')}] n={n} ")
-            because = "; ".join(filter(None, [each.reason, each.caution]))
+            because = each.reason or each.caution
             yield line.append(each.claim.text + (f": {because}" if because else ""))
     scaled = [] if group.is_full else [f"Scale {group.scale:g} is not comparable with published values, and no verdict on the paper."]
     reading = f"Beside each gain stand its {PERCENT} interval and the number of samples n."

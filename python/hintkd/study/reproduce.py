@@ -211,6 +211,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     if not dry_run:
         restore_descriptions(stages, tell)
     plan = Plan(stages, used.setting)
+    require_whole_tests(runs)
     for path in {weights.source for stage in stages for weights in stage.weights_in if isinstance(weights.source, Path)}:
         backend.read_weights(path)                           # whether it can be read is said before anything runs
     named = labels(runs, plan)
@@ -251,6 +252,15 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     if lost:
         warn(console, ", ".join(lost), "not done")
     return not failures
+
+
+def require_whole_tests(runs: list[Run]) -> None:
+    """Raise UserError where a test would leave images of a data set out, or look at some twice."""
+    for dataset in dict.fromkeys(run.experiment.dataset for run in runs):
+        found = backend.count_records(dataset.test_lmdb)
+        if found != dataset.test_size:
+            raise UserError(f"{dataset.test_lmdb} holds {found:,} images, and a test looks at {dataset.test_batch} x {dataset.test_iter}: "
+                            "give the table's data set a test_batch and a test_iter that fit, or name its folder with --data")
 
 
 def keep(request: Request, runs: list[Run], plan: Plan, tell: Callable[[str], None], task: Task | None = None) -> None:

@@ -44,7 +44,8 @@ def _rows(group: Group) -> Iterator[list[str]]:
         printed = "" if published is None else f"{published:.2f}"
         difference = "" if published is None or not group.is_full else f"{found.mean - published:+.2f}"
         schedule = "in full" if group.is_full else f"shortened to {group.scale:g}: not comparable"
-        yield [paper.title, method, printed, _text(found), difference, str(len(group.of(method))), schedule]
+        numeric = f", measured by numeric {group.old_numeric}" if group.old_numeric else ""
+        yield [paper.title, method, printed, _text(found), difference, str(len(group.of(method))), schedule + numeric]
 
 
 def _text(found: Spread) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hintkd.backend import engine
 from hintkd.experiment import Experiment
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
 from hintkd.results.probabilities import keep
@@ -17,7 +18,7 @@ from hintkd.study.record import hint_layers
 from hintkd.study.table import TEACHER, Table
 
 PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
-              "python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6", "engine": "torchcaffe 1.0 numeric 1", "backend": "torchcaffe",
+              "python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6", "engine": engine("torchcaffe"), "backend": "torchcaffe",
               "commit": "0123456789abcdef", "dirty": False, "started": "2024-05-17T12:30:00+0000", "finished": "2024-05-17T12:40:00+0000",
               "data_fingerprint": {}}
 

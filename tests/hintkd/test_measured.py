@@ -116,7 +116,7 @@ def test_all_methods_have_one_unit_at_a_hint_layer(tmp_path, measured):
     assert first["layerwise-hint"] == {"1": 1.0, "2": 1.0, "3": 0.5}        # hint-kd-plus, too, is to come near the end of the third stack
 
 
-@pytest.mark.parametrize(("name", "value"), [("device", "gpu"), ("engine", "torchcaffe 1.0 numeric 2"), ("precision", "fp16")])
+@pytest.mark.parametrize(("name", "value"), [("device", "gpu"), ("engine", "torchcaffe 1.0 numeric 0"), ("precision", "fp16")])
 def test_other_conditions_are_kept_apart(name, value, tmp_path, measured):
     synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]})
     synthetic.measure(tmp_path, TABLE3, {"hint-kd": [0.5, 0.6, 0.7]}, provenance={**synthetic.PROVENANCE, name: value})

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import synthetic
+from hintkd.errors import UserError
 from hintkd.experiment import Options
 from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
 from hintkd.results import report
@@ -45,7 +46,7 @@ def test_full_runs_are_compared_cell_by_cell(tmp_path):
     assert layerwise[3:] == ["-0.66", "-0.70", "-0.44", "-0.60", "not reproduced"]
     assert ["kd", "published", "1", "90.77", "90.78", "90.74", "90.76", "0.02"] in rows(text, "published")
     assert ["", "measured", "1", "90.87", "90.78", "90.24", "90.63", "0.34"] in rows(text, "measured")
-    assert ["", "best", "1", "90.97", "90.88", "90.34", "90.73", "0.34"] in rows(text, "best")
+    assert ["", "best test", "1", "90.97", "90.88", "90.34", "90.73", "0.34"] in rows(text, "best test")
     assert ["`layerwise-hint > kd-equal-iterations`", "", "", "", "", "**not judged**: kd-equal-iterations was not measured"] in rows(
         text, "`layerwise-hint > kd-equal-iterations`")
     assert "Not measured: teacher, original, kd-equal-iterations, hint-kd, hint-kd-plus." in text
@@ -55,7 +56,7 @@ def test_shortened_runs_say_so_in_every_row_and_are_not_compared(tmp_path):
     synthetic.measure(tmp_path, TABLE1, {"kd": [90.8, 90.8, 90.8], "layerwise-hint": [91.7, 91.7, 91.7]}, scale=0.05)
     text = rendered(tmp_path)
     assert not rows(text, "difference") and "reproduced |" not in text.replace("means reproduced |", "")
-    measured = rows(text, "measured") + rows(text, "best")
+    measured = rows(text, "measured") + rows(text, "best test")
     assert len(measured) == 4 and {cells[2] for cells in measured} == {"0.05"}
     assert "## Table 1, scale 0.05" in text and "not comparable" in text
     assert "teacher 3,200, plain training and Stage 2 3,200, Stage 1 1,250 at once or 150 + 350 + 750 pair by pair" in text
@@ -124,6 +125,39 @@ def test_the_open_points_are_listed_with_what_was_used(tmp_path):
     assert rows(text, "shortcut")[0][-2:] == ["A", "A, B"]
     assert "## Table 3 (table3-shortcut-B)" in text and "Options: shortcut B (default A)." in text
     assert all(rows(text, choice.point) for choice in CHOICES)
+
+
+def test_an_option_is_listed_where_it_has_a_meaning(tmp_path):
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]})
+    used = {cells[0]: cells[-1] for option in OPEN_OPTIONS for cells in rows(rendered(tmp_path), option.name)}
+    assert used["mnist_scale"] == "0.00392157" and used["plus_tap"] == "before"
+    assert all(used[name] == "" for name in ("mirror", "mean", "sl_modules", "regressor_kernel", "regressor_std"))
+    synthetic.measure(tmp_path, find_table("table5"), {"hint-kd": [90.0, 91.0, 92.0]})
+    used = {cells[0]: cells[-1] for option in OPEN_OPTIONS for cells in rows(rendered(tmp_path), option.name)}
+    assert (used["mirror"], used["mean"], used["regressor_kernel"]) == ("on", "file", "1")
+
+
+def test_what_an_older_engine_measured_says_so_and_stands_alone(tmp_path):
+    old = {**synthetic.PROVENANCE, "engine": "torchcaffe 0.1.0 numeric 0"}
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]}, provenance=old)
+    synthetic.measure(tmp_path, TABLE3, {"hint-kd": [0.4, 0.5, 0.6]})
+    text = rendered(tmp_path)
+    assert "## Table 3, measured by numeric 0\n" in text and "**Measured by numeric 0 of the engine, whose numeric is another today" in text
+    assert "## Table 3, engine " + synthetic.PROVENANCE["engine"] in text
+    assert "hint-kd > kd" in text and not re.search(r"`hint-kd > kd`.*\*\*(holds|within)", text)
+
+
+def test_what_was_taken_back_is_told(tmp_path):
+    measured = tmp_path / report.MEASURED
+    synthetic.measure(tmp_path, TABLE3, {"kd": [0.5, 0.6, 0.7]})
+    assert "History" not in report.write_report(tmp_path).read_text()
+    (measured / "history.yaml").write_text("[{retired: 2020-01-02, records: table 1, why: a mistake}, "
+                                           "{retired: 2021-01-02, records: table 2, why: another}]")
+    text = report.write_report(tmp_path).read_text()
+    assert "## History" in text and text.index("| 2021-01-02 | table 2 | another |") < text.index("| 2020-01-02 | table 1 | a mistake |")
+    (measured / "history.yaml").write_text("[{retired: 2020-01-02, records: table 1}]")
+    with pytest.raises(UserError, match="history.yaml: 0.why: Field required; write a list"):
+        report.write_report(tmp_path)
 
 
 def test_groups_that_do_not_belong_together_have_sections_that_say_why(tmp_path):

@@ -95,7 +95,7 @@ def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, C
             colour = PAIR_COLOURS.get(pair, "#777777")
             axes.plot(*zip(*curve, strict=True), color=colour, linestyle=HINT_LINES.get(method, "-"), linewidth=1.6,
                       label=f"{method}, pair {pair}" if pair else method)
-    axes.set(xlabel="iteration of Stage 1", ylabel="hint loss / the largest first value at its hint layer", ylim=(0, None))
+    axes.set(xlabel="iteration of Stage 1", ylabel="hint loss / largest first value at its layer", ylim=(0, None))
     _count_iterations(axes)
     if axis:
         axes.axhspan(*axis, color="#000000", alpha=0.05, linewidth=0, label="range of the printed figure")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hintkd.backend import engine
 from hintkd.errors import Damaged, UserError
 from hintkd.files import read_sealed
 from hintkd.nets.stages import KD_LOSS
@@ -148,6 +149,12 @@ class Group:
     @property
     def scale(self) -> float:
         return self.records[0].scale
+
+    @property
+    def old_numeric(self) -> str:
+        """The numeric of torchcaffe that measured it, where today's is another and would give other bytes; "" where it is today's."""
+        measured, today = (re.search(r"numeric (\d+)$", text) for text in (self.conditions["engine"], engine("torchcaffe")))
+        return measured[1] if measured and today and measured[1] != today[1] else ""
 
     @property
     def is_full(self) -> bool:

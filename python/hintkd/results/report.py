@@ -14,6 +14,7 @@ from hintkd.experiment import Options
 from hintkd.files import write_file
 from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
 from hintkd.nets.stages import KD_LOSS
+from hintkd.results.history import Retired, read_history
 from hintkd.results.measured import Group, Judgement, Record, read_groups
 from hintkd.results.verdicts import CONFIDENCE, REPRODUCED, Spread, Verdict, overall, reproduced, spread
 from hintkd.study.claims import Claim, Operand
@@ -28,10 +29,11 @@ PERCENT = f"{100 * CONFIDENCE:.0f} %"
 ASKED = {"claims": "What is claimed", "orders": "What the printed numbers imply beside that",
          "controls": "Against KD for as many iterations (not in the paper)"}
 READING = f"""\
-Values are percent of the test set after the last iteration, measured from the saved weights; `best` is the best of the tests on the way.
-An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed averages are
-truncated.  A mean of the full schedule counts as reproduced within {REPRODUCED["accuracy"]} points of accuracy or {REPRODUCED["error"]}
-points of error.  Runs of another scale are not comparable with published values, and no difference is shown for them.
+Values are percent of the test set after the last iteration, measured from the saved weights; "best test" is the best of the tests on
+the way.  An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed
+averages are truncated.  A mean of the full schedule counts as reproduced within {REPRODUCED["accuracy"]} points of accuracy or
+{REPRODUCED["error"]} points of error.  Runs of another scale are not comparable with published values, and no difference is shown for
+them.
 
 A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  It is judged on the paired differences between
 nets of the same number, which share their seed: it *holds* where the {PERCENT} interval of their mean (Student's t with n - 1 degrees of
@@ -50,11 +52,11 @@ def write_report(root: Path = Path()) -> Path:
     groups = read_groups(root / MEASURED)
     drawn = importlib.util.find_spec("matplotlib") is not None
     pictures = {stem: _draw(group, stem, root) for stem, group in zip(_stems(groups), groups, strict=True)} if drawn else None
-    write_file(root / REPORT, render(groups, pictures))
+    write_file(root / REPORT, render(groups, pictures, read_history(root / MEASURED)))
     return root / REPORT
 
 
-def render(groups: Sequence[Group], pictures: Mapping[str, Sequence[tuple[str, str]]] | None) -> str:
+def render(groups: Sequence[Group], pictures: Mapping[str, Sequence[tuple[str, str]]] | None, history: Sequence[Retired] = ()) -> str:
     """The report as Markdown; `pictures` are (caption, path relative to the report) by group, None where nothing can be drawn."""
     parts = ["# Published against measured\n"]
     if not groups:
@@ -69,9 +71,15 @@ def render(groups: Sequence[Group], pictures: Mapping[str, Sequence[tuple[str, s
     for stem, group in zip(_stems(groups), groups, strict=True):
         shown = (pictures or {}).get(stem, [])
         parts += [*_section(group, groups), *(f"![{caption}]({path})\n" for caption, path in shown), _evidence(group)]
+    if history:
+        parts += ["## History\n", "Measured once, and taken back:\n", _history(history)]
     parts += ["## What the paper leaves open\n", "Options, with what was used:\n", _options(groups), "Choices:\n",
               _markdown(["point", "in the paper", "here"], *(list(choice) for choice in CHOICES))]
     return "\n".join(parts)
+
+
+def _history(history: Sequence[Retired]) -> str:
+    return _markdown(["taken back", "records", "why"], *([str(entry.retired), entry.records, entry.why] for entry in history))
 
 
 def _stems(groups: Sequence[Group]) -> list[str]:
@@ -85,10 +93,12 @@ def _stems(groups: Sequence[Group]) -> list[str]:
 
 
 def heading(group: Group) -> str:
-    """The table, what was changed in it, its scale, and what sets the group apart from others of its folder."""
+    """The table, what was changed in it, its scale, the engine's numeric if it is an old one, and what else sets the group apart."""
     changed = "" if group.table.name in table_names() else f" ({group.table.name})"
-    apart = [f"{name.replace('_', ' ')} {group.conditions.get(name, 'not recorded')}" for name in group.apart if name != "scale"]
-    return ", ".join([group.table.title + changed, *([] if group.is_full else [f"scale {group.scale:g}"]), *apart])
+    numeric = [f"measured by numeric {group.old_numeric}"] if group.old_numeric else []
+    told = {"scale", *["engine"] * bool(numeric)}
+    apart = [f"{name.replace('_', ' ')} {group.conditions.get(name, 'not recorded')}" for name in group.apart if name not in told]
+    return ", ".join([group.table.title + changed, *([] if group.is_full else [f"scale {group.scale:g}"]), *numeric, *apart])
 
 
 def _overview(groups: Sequence[Group]) -> str:
@@ -122,11 +132,14 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
     yield f"## {heading(group)}\n"
     yield f"{table.about}.  Source: {table.source}.\n" if table.about else f"Source: {table.source}.\n"
     yield f"{_networks(table)}  {_schedule(group)}\n"
+    if group.old_numeric:
+        yield (f"**Measured by numeric {group.old_numeric} of the engine, whose numeric is another today: measured again, these values "
+               "would differ, if in the last digits alone.**\n")
     if not group.is_full:
         yield (f"**Scale {group.scale:g}: every schedule is {group.scale:g} times its length, so that these values are not comparable "
                "with published ones.**\n")
     options = [f"{name} {conditions[name]} (default {value})" for name, value in Options().as_dict().items()
-               if conditions.get(name, str(value)) != str(value)]
+               if conditions.get(name, str(value)) != str(value) and has_meaning(name, table)]
     yield (f"Seed {conditions['seed']}, {conditions['device']}, {conditions['precision']}, {conditions['engine']}"
            + (f" on {conditions['backend']}" if conditions["backend"] not in conditions["engine"] else "")
            + f".  Options: {', '.join(options) if options else 'all as by default'}.\n")
@@ -210,7 +223,7 @@ def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
     values, best = group.values(method), group.values(method, "best")
     for repeat in group.repeats:
         label = f", replication {repeat}" if len(group.repeats) > 1 else ""
-        for which, of in (("measured", values), ("best", best)):
+        for which, of in (("measured", values), ("best test", best)):
             mine = {net: value for (r, net), value in of.items() if r == repeat}
             found = spread(list(mine.values()))
             if found is None:
@@ -338,9 +351,19 @@ def _evidence(group: Group) -> str:
 def _options(groups: Sequence[Group]) -> str:
     default, rows = Options().as_dict(), []
     for option in OPEN_OPTIONS:
-        used = sorted({_short(group.records[0].options.get(option.name, "not recorded")) for group in groups})
+        used = sorted({_short(group.records[0].options.get(option.name, "not recorded")) for group in groups
+                       if has_meaning(option.name, group.table)})
         rows.append([option.name, option.paper, option.meaning, _short(default[option.name]), ", ".join(used)])
     return _markdown(["option", "in the paper", "values", "default", "used here"], *rows)
+
+
+def has_meaning(option: str, table: Table) -> bool:
+    """Whether an option can change a table's results: one of images that its data set has not, or of a method that is no row, cannot."""
+    dataset, methods = table.dataset, set(table.methods)
+    needed = {"mirror": dataset.mirror, "mean": bool(dataset.train_mean), "mnist_scale": dataset.name == "mnist",
+              "plus_tap": "hint-kd-plus" in methods, "sl_modules": bool(methods & {"sl-resnet", "sl-resnet-kd"}),
+              "regressor_kernel": table.regressor, "regressor_std": table.regressor}
+    return needed.get(option, True)
 
 
 def _short(value: object) -> str:

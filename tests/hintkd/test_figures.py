@@ -55,6 +55,40 @@ def test_a_curve_shows_the_iterations_that_all_nets_have():
     assert sorted(shown) == [5.0, 7.0]                       # the early part does not set the range
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn."""
+    found, save = [], figures._save
+    monkeypatch.setattr(figures, "_save", lambda figure, path, title: (found.append(figure), save(figure, path, title)))
+    return found
+
+
+def test_the_legend_names_what_either_panel_shows_and_the_figure_explains_its_bands(tmp_path, drawn):
+    accuracy, loss = {"original": [RISING], "kd": [RISING, RISING]}, {"kd": [RISING], "alone": [RISING]}
+    figures.draw_curves(tmp_path / "curves.png", "title", accuracy, loss, loss_label="test loss")
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["original", "kd", "alone"]
+    assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]
+    assert "bands: from the lowest to the highest" in figure.get_supxlabel()
+    assert figure.get_supxlabel().endswith("on the left alone, because trained under another loss: original")
+    assert figure.axes[1].get_ylabel() == "test loss" and len(figure.axes[1].get_lines()[0].get_xdata()) == len(RISING)
+
+
+def test_what_is_written_in_a_figure_lies_inside_it(tmp_path, drawn):
+    bars = [figures.Bar("kd-equal-iterations", [90.0, 91.0, 99.0], 90.5, [99.5]), figures.Bar("original", [89.0])]
+    hints = {"layerwise-hint": {"1": RISING, "2": RISING}, "hint-kd": {"": RISING}}
+    title = "A long title that says what was measured, with which networks and schedule, and on which data: " * 2
+    figures.draw_bars(tmp_path / "bars.png", title, bars, teacher=93.0, axis=(88.0, 94.0))
+    figures.draw_hint_losses(tmp_path / "hints.png", title, hints, (0.1, 0.6))
+    figures.draw_curves(tmp_path / "curves.png", title, {"kd-equal-iterations": [RISING]}, {"kd-equal-iterations": [RISING]})
+    for figure in drawn:
+        figure.canvas.draw()
+        of_axes = [text for axes in figure.axes for text in (axes.xaxis.label, axes.yaxis.label, *axes.texts)]
+        for text in [figure._suptitle, *figure.texts, *figure.legends[0].get_texts(), *of_axes]:
+            box, whole = text.get_window_extent(), figure.bbox
+            assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1, text.get_text()
+
+
 def test_a_single_batchs_loss_does_not_show():
     curve = [(at, 9.0 if at == 50 else 1.0) for at in range(0, 100, 10)]
     assert figures._smoothed(curve) == [(at, 1.0) for at in range(20, 80, 10)]

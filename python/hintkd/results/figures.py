@@ -137,7 +137,8 @@ def draw_bars(path: Path, title: str, bars: Sequence[Bar], label: str = "test ac
     axes.set_xticks(range(len(bars)), [textwrap.fill(bar.method, 11) for bar in bars])
     axes.grid(axis="x", visible=False)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
+                  ncols=min(4, int(figure.get_figwidth() // 2)), frameon=False)
     _save(figure, path, title)
 
 

@@ -35,10 +35,13 @@ averages are truncated.  A mean of the full schedule counts as reproduced within
 {REPRODUCED["error"]} points of error.  Runs of another scale are not comparable with published values, and no difference is shown for
 them.
 
-A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  It is judged on the paired differences between
-nets of the same number, which share their seed: it *holds* where the {PERCENT} interval of their mean (Student's t with n - 1 degrees of
-freedom) lies above 0, *does not hold* where it lies below, and is *within noise* otherwise.  {SHARED}
-At a shortened schedule a verdict says what was found at that schedule; it is no verdict on the paper's claim, and is counted apart.
+A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  What a paper says in words is told with its place,
+what its printed numbers imply beside that is judged apart.  A claim is judged on the paired differences between nets of the same number,
+which share their seed: it *holds* where the {PERCENT} interval of their mean (Student's t with n - 1 degrees of freedom) lies above 0,
+*does not hold* where it lies below, and is *within noise* otherwise.  At a shortened schedule a verdict says what was found at that
+schedule; it is no verdict on the paper's claim, and is counted apart.
+
+{SHARED}
 """
 
 

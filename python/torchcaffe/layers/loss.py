@@ -199,13 +199,16 @@ class HingeLoss(PerItem):
 
 
 class _HalfSquares(torch.autograd.Function):
-    """Half the sum of (a - b)^2, in two passes over the blobs and one back; autograd's own formula takes three times as long."""
+    """Half the sum of (a - b)^2, in three passes over the blobs and one back; autograd's own formula takes twice as long.
+
+    A vector norm would save a pass, but adds the squares one after the other, which is wrong by 2e-5 for 8 MiB.
+    """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         difference = a - b
         ctx.save_for_backward(difference)
-        return torch.linalg.vector_norm(difference).square() / 2
+        return difference.square().sum() / 2
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -9,19 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaffe.layers.base import Layer, Shape, layer
+from torchcaffe.layers.per_channel import affine, normalise
 from torchcaffe.proto import caffe_pb2
-
-
-def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """x * scale + shift, one of each per channel (axis 1); either may be None.
-
-    This is batch normalisation with mean 0, variance 1 and eps 0, whose kernels compute all gradients in one pass over a tensor of
-    either memory layout; autograd's product keeps two more tensors and reduces a channels-last one in steps.
-    """
-    like = scale if scale is not None else shift
-    assert like is not None
-    like = like.detach()
-    return torch.batch_norm(x, scale, shift, torch.zeros_like(like), torch.ones_like(like), False, 0.0, 0.0, True)
 
 
 @layer("BatchNorm")
@@ -60,19 +49,30 @@ class BatchNorm(Layer):
         share = torch.where(factor == 0, 0.0, 1 / factor)
         return mean * share, variance * share
 
-    def normalise(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """The layer, and a following Scale by `weight` and `bias` (C each) in the same kernel.  Updates the parameters."""
+    def normalise(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, relu: bool = False, own: bool = False,
+                  own_gradient: bool = False) -> Tensor:
+        """The layer, and a Scale by `weight` and `bias` (C each) and a ReLU that follow.  Updates the parameters.
+
+        What `own` and `own_gradient` permit: per_channel.normalise.
+        """
         if self.stored:
-            return torch.batch_norm(x, weight, bias, *self.statistics(), False, 0.0, self.eps, True)
+            y = self._by_stored(x, weight, bias)
+            return F.relu_(y) if relu else y
         mean, variance, factor = (p.detach() for p in self.params)
-        batch_mean, batch_variance = torch.zeros_like(mean), torch.zeros_like(variance)
-        y = torch.batch_norm(x, weight, bias, batch_mean, batch_variance, True, 1.0, self.eps, True)
-        if x.numel() == self.channels:              # one value per channel: 0 / 0 there, 0 in Caffe
-            batch_variance = torch.zeros_like(variance)
-        factor.mul_(self.fraction).add_(1)
-        mean.mul_(self.fraction).add_(batch_mean)
-        variance.mul_(self.fraction).add_(batch_variance)
+        y, batch_mean, batch_variance = normalise(x, weight, bias, self.eps, relu, own, own_gradient, self.context.traced)
+        count = x.numel() // self.channels
+        torch._foreach_mul_([mean, variance, factor], self.fraction)
+        mean.add_(batch_mean)
+        variance.add_(batch_variance, alpha=count / max(count - 1, 1))
+        factor.add_(1)
         return y
+
+    def _by_stored(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        mean, variance = self.statistics()
+        if any(p is not None and p.requires_grad for p in (weight, bias)):
+            scale = (variance + self.eps).rsqrt()
+            return affine(x - mean.reshape(-1, *[1] * (x.dim() - 2)), scale if weight is None else weight * scale, bias)
+        return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, self.eps, True)
 
 
 class Affine(Layer):

@@ -24,7 +24,7 @@ from torchcaffe.layers.vision import Convolution
 from torchcaffe.step.folding import Folded, FoldedSum, foldable, is_plain_relu, is_plain_scale
 
 Tops = Tensor | Sequence[Tensor]
-FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, so ReLU may overwrite it
+FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, which may be overwritten
 NEW_GRADIENT = ("Convolution", "Deconvolution", "InnerProduct", "Pooling")       # their backward makes a tensor that nothing else holds
 
 
@@ -97,8 +97,8 @@ def plan(graph: Graph, at_rest: Set[int] | None) -> list[Operation]:
         chain = _chain(nodes, index, at_rest)
         first, last = chain[0], chain[-1]
         learns = at_rest is not None and any(n.need_backward for n in chain)
-        relu = partial(_relu_, own=_owns_gradient(last, nodes[index + len(chain):])) if learns else F.relu_
-        operations.append(Operation(_function(chain, operations, relu), first.bottom_names,
+        own_gradient = learns and _owns_gradient(last, nodes[index + len(chain):])
+        operations.append(Operation(_function(chain, operations, learns, own_gradient), first.bottom_names,
                                     [not (learns and need) for need in first.bottom_need], last.top_names, chain, learns))
         index += len(chain)
     for op in list(operations):
@@ -296,21 +296,21 @@ def rests(node: Node, at_rest: Set[int] | None) -> bool:
     return at_rest is None or (not node.need_backward and at_rest >= set(node.owners))
 
 
-def _function(chain: list[Node], before: list[Operation], relu_: Callable[[Tensor], Tensor]) -> Callable[..., Tops]:
-    """The function that computes a chain from its bottoms, with `relu_` for a ReLU that overwrites."""
+def _function(chain: list[Node], before: list[Operation], learns: bool, own_gradient: bool) -> Callable[..., Tops]:
+    """The function that computes a chain from its bottoms; `own_gradient`: nothing else sees its top's gradient."""
     if len(chain) > 1 and isinstance(chain[0].layer, Convolution):
         return Folded(chain)
-    layer = chain[0].layer
+    node, layer = chain[0], chain[0].layer
+    own = (node.top_names == node.bottom_names and bool(before) and before[-1].tops == node.bottom_names
+           and before[-1].nodes[-1].layer.type in FRESH)
     if len(chain) > 1:
         assert isinstance(layer, BatchNorm)
         norm, scale, relu = layer, chain[1].layer, len(chain) == 3
 
         def normalise(x: Tensor) -> Tensor:
-            y = norm.normalise(x, *scale.params)
-            return relu_(y) if relu else y
+            gamma, beta = scale.params
+            return norm.normalise(x, gamma, beta, relu, own, own_gradient)
         return normalise
-    node = chain[0]
-    if is_plain_relu(node) and node.top_names == node.bottom_names and before \
-            and before[-1].tops == node.bottom_names and before[-1].nodes[-1].layer.type in FRESH:
-        return relu_
+    if own and is_plain_relu(node):
+        return partial(_relu_, own=own_gradient) if learns else F.relu_
     return node.forward

@@ -121,12 +121,12 @@ def regularise(gradients: Tensors, weights: Tensors, decay: float, kind: str) ->
 def clip(gradients: Tensors, limit: float) -> Tensors:
     """Gradients scaled so that their global L2 norm is at most `limit`; a limit of 0 or below does nothing.
 
-    The norm stays on the device: no host waits for it.
+    The norm stays on the device: no host waits for it.  Squares are added in float64, one after the other as they are.
     """
     if limit <= 0 or not gradients:
         return gradients
-    total = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients))))
-    return list(torch._foreach_mul(gradients, torch.where(total > limit, limit / total, torch.ones_like(total))))
+    total = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(gradients, 2, dtype=torch.float64))))
+    return list(torch._foreach_mul(gradients, torch.where(total > limit, limit / total, torch.ones_like(total)).to(gradients[0].dtype)))
 
 
 def single(value: float) -> float:

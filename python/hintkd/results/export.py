@@ -38,8 +38,8 @@ def _net(group: Group, record: Record) -> dict[str, Any]:
 def _claim(judgement: Judgement, kind: str) -> dict[str, Any]:
     gain = judgement.gain
     return {"claim": judgement.claim.text, "of": {"claims": "the paper's words", "orders": "the paper's numbers", "controls": "ours"}[kind],
-            "gain": gain and gain.mean, "error": gain and gain.error, "samples": gain and gain.n, "verdict": judgement.verdict,
-            "reason": judgement.reason}
+            "gain": gain and gain.mean, "interval": gain and gain.interval, "samples": gain and gain.n, "verdict": judgement.verdict,
+            "reason": judgement.reason, "caution": judgement.caution}
 
 
 def write_csv(groups: Sequence[Group], root: Path = Path()) -> list[Path]:

@@ -32,7 +32,7 @@ proto: .venv/dev.stamp           # torchcaffe/proto/caffe_pb2.py from caffe.prot
 	@$(BIN)/python -m torchcaffe.proto.generate
 
 benchmark: .venv/demo.stamp      # half an hour on a quiet machine; writes docs/performance.md
-	@for program in step scaling memory; do $(BIN)/python benchmarks/$$program.py && $(BIN)/python benchmarks/$$program.py --render || exit; done
+	@for program in step scaling memory remembered; do $(BIN)/python benchmarks/$$program.py && $(BIN)/python benchmarks/$$program.py --render || exit; done
 
 image:
 	@docker build --tag hintkd .

@@ -17,7 +17,7 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 deadline=$((SECONDS + 60 * ${2:-10}))
 python=${PYTHON:-python3}
-steps=${STEPS:-tests step scaling memory table3:fp32 table3:tf32 table1:tf32 table1:fp32 table2:tf32 table4:tf32}
+steps=${STEPS:-tests step scaling memory remembered table3:fp32 table3:tf32 table1:tf32 table1:fp32 table2:tf32 table4:tf32}
 export PYTHONPATH="$root/python:$root/benchmarks:$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=passive
 results=$out/results
 mkdir -p "$results" "$out/data" "$out/done"
@@ -28,7 +28,7 @@ slice() { timeout --signal=INT --kill-after=60 $((deadline > SECONDS ? deadline 
 do_step() {
   case $1 in
     tests) cd "$root" && slice "$python" -m pytest -q -m gpu -p no:cacheprovider tests ;;
-    step | scaling | memory) cd "$root" && slice "$python" "benchmarks/$1.py" --device gpu --output "$results/$1-gpu.json" ;;
+    step | scaling | memory | remembered) cd "$root" && slice "$python" "benchmarks/$1.py" --device gpu --output "$results/$1-gpu.json" ;;
     table*:*) table "${1%:*}" "${1#*:}" ;;
     *) echo "gpu_run.sh: there is no step '$1'; see STEPS" >&2; return 2 ;;
   esac

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 import common
 import memory
+import remembered
 import scaling
 import step
 from hintkd import cli
@@ -41,7 +42,7 @@ def test_generated_parts_are_up_to_date():
     assert render.filled(README) == README, "run `make docs`"
 
 
-@pytest.mark.parametrize("program", [step, scaling, memory])
+@pytest.mark.parametrize("program", [step, scaling, memory, remembered])
 def test_the_page_on_speed_shows_what_was_measured(program):
     name = program.__name__
     page, measured = (ROOT / "docs/performance.md").read_text(), ROOT / f"benchmarks/{name}.json"

@@ -35,8 +35,8 @@ def __getattr__(name: str) -> Any:
 def load_caffe(backend: str) -> Any:
     """The module with pycaffe's API that `backend`, one of BACKENDS, names.  Raises UserError if this interpreter cannot import it.
 
-    Beyond that API stages use these of torchcaffe's extensions: ENGINE, set_threads, set_precision, a solver's fast and exact,
-    CaffeError, Together.
+    Beyond that API stages use these of torchcaffe's extensions: ENGINE, set_threads, set_precision, a solver's fast, exact, remember and
+    memory, CaffeError, Together.
     """
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")

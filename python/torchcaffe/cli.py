@@ -114,7 +114,7 @@ def _solver(args: argparse.Namespace, param: caffe_pb2.SolverParameter) -> Solve
     """This process's solver, on its device, as it was in --snapshot."""
     _use_device(args.gpu[settings.solver_rank()] if args.gpu else None, args.precision)
     solver = get_solver(args.solver, param)
-    solver.fast, solver.compile = True, args.compile
+    solver.fast, solver.compile, solver.remember = True, args.compile, args.remember
     if args.snapshot:
         info(f"Resuming from {args.snapshot}", SOURCE)
         solver.restore(args.snapshot)
@@ -289,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("weights", type=names, default=[], metavar="A,B", help="caffemodels to start from, matched by layer name")
     flag("snapshot", metavar="FILE", help="solver state to resume")
     flag("precision", choices=settings.PRECISIONS, default="fp32", help="of products: tf32 on a GPU, bf16; losses and updates stay fp32")
+    flag("remember", metavar="FOLDER", help="keep there what frozen layers give, once for all runs on the same data")
     flag("compile", action="store_true", help="compile whole iterations with torch.compile; needs a C++ compiler")
     flag("processes", type=_count, default=1, metavar="N", help="train in N processes on the CPU, each with a batch of its own")
     for name, default in (("sigint_effect", "stop"), ("sighup_effect", "snapshot")):

@@ -46,12 +46,12 @@ class Streams:
         Number i of a pass is hash(hash(key, pass), i), with the finishing steps of SplitMix64 as the hash (Steele et al. 2014).
         """
         key = self._key(purpose, layer, 0) % 2**63
-        start = _mixed(torch.as_tensor(index, dtype=torch.int64, device=device) * WEYL + key)
-        bits = _mixed(torch.arange(prod(shape), device=device) * WEYL + start)
+        start = mixed(torch.as_tensor(index, dtype=torch.int64, device=device) * WEYL + key)
+        bits = mixed(torch.arange(prod(shape), device=device) * WEYL + start)
         return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24).reshape(tuple(shape))
 
 
-def _mixed(z: Tensor) -> Tensor:
+def mixed(z: Tensor) -> Tensor:
     """Each int64 scrambled; products wrap around, and shifts bring in zeros."""
     for shift, factor in MIX:
         z = (z ^ ((z >> shift) & (1 << (64 - shift)) - 1)) * factor

@@ -158,3 +158,19 @@ def test_leveldb_is_refused_with_what_to_do(tmp_path):
         net(tmp_path, data_layer(database, 2).replace("backend: LMDB", ""))
     with pytest.raises(CaffeError, match="run `torchcaffe convert_leveldb .* .*_lmdb`"):
         net(tmp_path, data_layer(tmp_path / "leveldb", 2, backend="LEVELDB"))
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("transform", ["", "crop_size: 9 mirror: true scale: 0.01 mean_value: 100"])
+def test_inputs_have_numbers(tmp_path, transform, resident):
+    write_images(tmp_path / "lmdb", numbered(7))
+    made = net(tmp_path, data_layer(tmp_path / "lmdb", 3, transform))
+    layer = made.layers[0]
+    tops = batches(made, 6)
+    if resident:
+        layer.reside(2**20)
+    for pass_, top in enumerate(tops):
+        entries = layer.entries(pass_)
+        assert (entries // layer.variants).tolist() == [(3 * pass_ + i) % 7 for i in range(3)]
+        assert layer.inputs(entries.flip(0)).flip(0).numpy().tobytes() == top.tobytes()
+    assert layer.variants == (4 * 4 * 2 if transform else 1) and layer.cursor == 6

@@ -118,3 +118,19 @@ def test_a_mean_of_another_size_is_refused(tmp_path):
     write_mean(tmp_path / "mean", np.zeros((3, 32, 32), np.float32))
     with pytest.raises(CaffeError, match=r"is for images of shape \(3, 32, 32\), but the records have \(3, 40, 40\)"):
         transformer(f'mean_file: "{tmp_path / "mean"}" crop_size: 32').output_shape((3, 40, 40))
+
+
+@pytest.mark.parametrize("text", ["", "crop_size: 4", "mirror: true", "crop_size: 4 mirror: true"])
+@pytest.mark.parametrize("training", [False, True])
+def test_windows_and_mirrors_have_numbers(text, training):
+    t, shape = transformer(text, training), (3, 6, 7)
+    count = t.variants(shape)
+    assert count == (3 * 4 if "crop" in text and training else 1) * (2 if "mirror" in text else 1)
+    numbers = torch.arange(count)
+    assert torch.equal(t.variant(t.draws(numbers, shape), shape), numbers)
+    images = generator().integers(0, 256, (1, *shape), dtype=np.uint8)
+    shown = t(torch.from_numpy(images).expand(count, -1, -1, -1), t.draws(numbers, shape))
+    assert len({each.numpy().tobytes() for each in shown}) == count
+    draws = drawn(200)
+    theirs = t(torch.from_numpy(images).expand(200, -1, -1, -1), draws)
+    assert torch.equal(theirs, shown[t.variant(draws, shape)])

@@ -142,6 +142,21 @@ def test_what_is_written_to_a_parameter_s_array_reaches_a_recorded_pass(solver_f
     assert 0 < np.abs(weights).max() < 0.1
 
 
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_same_bytes_with_a_memory_and_without(solver_file, tmp_path, replay, kind):
+    ends = []
+    for folder in (None, tmp_path / "memory", tmp_path / "memory"):
+        with caffe.number_type(kind):
+            solver = caffe.get_solver(solver_file)
+        solver.fast, solver.replay, solver.remember = True, replay, folder
+        solver.step(8)
+        solver.step(4)
+        ends.append(parameters(solver.net))
+    for other in ends[1:]:
+        assert all(ends[0][name].tobytes() == other[name].tobytes() for name in other)
+
+
 def test_solvers_together_end_as_alone(solver_file, tmp_path):
     def make_one(seed):
         folder = tmp_path / f"{seed}"

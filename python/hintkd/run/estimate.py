@@ -21,6 +21,7 @@ from hintkd.errors import Damaged, ProgramDied, StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
 from hintkd.run.executor import Interpreter, run_folders
 from hintkd.run.mend import held
+from hintkd.run.remembering import Memory, file_of, shares_asked
 from hintkd.run.runner import Plan, Task, ranks
 
 PROBE_S = 0.5                               # how long each net is measured, seconds, beside its construction
@@ -31,26 +32,29 @@ EXTRA_BYTES = 500_000                       # of a stage's log and prototxts, ab
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one net: seconds for a training iteration, seconds for one whole test, bytes of all its weights."""
+    """Of one net: seconds for a training iteration, seconds for one whole test, bytes of all its weights, what of it is remembered."""
     train_s: float
     test_s: float
     weights_bytes: int
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What is left of a plan.
 
-    seconds     task key -> what is left of it
-    total_s     all of the plan, `jobs` of it side by side
-    bytes       added on the disk, at most
-    is_whole    whether every net could be measured
+    seconds       task key -> what is left of it
+    total_s       all of the plan, `jobs` of it side by side
+    bytes         added on the disk, at most
+    is_whole      whether every net could be measured
+    remembered    of the bytes those for what teachers have said; where the disk has no room for them, stages run without
     """
     seconds: dict[str, float]
     total_s: float
     jobs: int
     bytes: int
     is_whole: bool = True
+    remembered: int = 0
 
     def of(self, task: Task) -> float:
         return self.seconds.get(task.key, 0.0)
@@ -63,14 +67,18 @@ def estimate(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int
     """
     tasks, jobs = plan.unfinished(), executor.slots
     costs = measure(plan, executor, interpreter, device_id, tell)
-    known = [(task, costs[net_digest(task)]) for task in tasks if net_digest(task) in costs]
-    seconds = {task.key: left(task) * duration(task, cost) for task, cost in known}
+    cost = {key: costs[digest] for key, task in plan.tasks.items() if (digest := net_digest(task)) in costs}
+    memories = {key: each.memory for key, each in cost.items() if each.memory}
+    asked = shares_asked(plan, memories)
+    known = [(task, cost[task.key]) for task in tasks if task.key in cost]
+    seconds = {task.key: left(task) * duration(task, cost, asked.get(task.key, 1.0)) for task, cost in known}
+    remembered = sum({file_of(plan, plan.tasks[key], memory): memory.bytes for key, memory in memories.items()}.values())
     kept = sum(disk(task, cost) for task, cost in known)
     most = kept + jobs * max((4 * cost.weights_bytes for _, cost in known), default=0)     # snapshots of stages that run
     free = shutil.disk_usage(".").free
     if most > free:
         raise UserError(f"the run needs about {most / 1e9:.1f} GB of disk in {Path.cwd()}, where {free / 1e9:.1f} GB are free: make room")
-    return Estimate(seconds, makespan(plan, seconds, jobs), jobs, most, len(known) == len(tasks))
+    return Estimate(seconds, makespan(plan, seconds, jobs), jobs, most + remembered, len(known) == len(tasks), remembered)
 
 
 def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int, tell: Callable[[str], None]) -> dict[str, Cost]:
@@ -92,7 +100,8 @@ def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int,
                 except StageFailed as failed:
                     raise UserError(f"{distinct[digest].stage.title}: {moved_log(folders[digest], failed)}") from None
                 found = read_sealed(folders[digest] / "result.json")
-                costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"])
+                costs[digest] = Cost(found["train_s"], found["test_s"], found["weights_bytes"],
+                                     Memory(**found["memory"]) if found["memory"] else None)
     return costs
 
 
@@ -134,8 +143,9 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
             write_file(folder / "solver.prototxt", write_text(solver))
             write_json(folder / "stage.json", {
                 "program": "probe", "title": task.stage.title, "backend": setting.backend, "device": setting.device, "device_id": device_id,
-                "threads": setting.threads, "precision": setting.precision, "fast": True, "key": digest, "group": [digest],
-                "seconds": PROBE_S, "test_iter": sum(task.stage.solver.test_iter)})
+                "threads": setting.threads, "precision": setting.precision, "fast": True, "key": digest,
+                "remember": str(folder / "remembered"), "group": [digest], "seconds": PROBE_S,
+                "test_iter": sum(task.stage.solver.test_iter)})
         yield folders
 
 
@@ -144,11 +154,12 @@ def net_digest(task: Task) -> str:
     return hashlib.sha256(task.stage.net.SerializeToString(deterministic=True) + str(task.stage.solver.iter_size).encode()).hexdigest()
 
 
-def duration(task: Task, cost: Cost) -> float:
-    """Seconds for the whole stage: iterations, the tests on the way and the one at the end."""
+def duration(task: Task, cost: Cost, asked: float) -> float:
+    """Seconds for the whole stage: iterations, the tests on the way and the one at the end; `asked`: as shares_asked says."""
     solver = task.stage.solver
+    train_s = cost.memory.recalled_s + asked * (cost.train_s - cost.memory.recalled_s) if cost.memory else cost.train_s
     tests = 1 + (solver.max_iter // solver.test_interval if solver.test_interval else 0)
-    return solver.max_iter * cost.train_s + tests * cost.test_s
+    return solver.max_iter * train_s + tests * cost.test_s
 
 
 def left(task: Task) -> float:

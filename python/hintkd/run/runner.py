@@ -27,6 +27,7 @@ from hintkd.run.executor import ExecutorLost, Interpreter, run_folders
 from hintkd.run.keys import Keys, Setting
 
 STAGES = Path("runs/stages")                # relative to the workspace, which is the current directory
+REMEMBERED = Path("runs/remembered")        # what teachers have said, which no result depends on: it may be deleted at any time
 POLL_S = 0.2                                # how often progress is read from the logs, seconds
 
 
@@ -247,7 +248,7 @@ def stage_json(task: Task, group: list[str], setting: Setting, device_id: int = 
     return {"schema": 1, "title": task.stage.title, "key": task.key, "group": group, "program": task.stage.program,
             "iterations": task.iterations, "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter), "predictions": predictions,
             "backend": setting.backend, "device": setting.device, "device_id": device_id, "threads": setting.threads,
-            "precision": setting.precision, "fast": True, "inexact": inexact}
+            "precision": setting.precision, "fast": True, "remember": str(REMEMBERED), "inexact": inexact}
 
 
 def write_folder(task: Task, plan: Plan, told: dict[str, Any], init: str | None = None) -> None:

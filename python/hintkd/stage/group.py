@@ -62,11 +62,11 @@ class Member:
         write_sealed(self.path("progress.json"), self.progress)
 
     def build(self, caffe: Any, exact: bool = True) -> None:
-        """A new solver; on torchcaffe it runs whole iterations and, if `exact`, goes on byte for byte."""
+        """A new solver; on torchcaffe it runs whole iterations, asks a teacher once and, if `exact`, goes on byte for byte."""
         with self.turn():
             self.solver = caffe.get_solver(self.path("solver.prototxt"))
         if hasattr(caffe, "ENGINE"):
-            self.solver.fast, self.solver.exact = self.stage["fast"], exact
+            self.solver.fast, self.solver.exact, self.solver.remember = self.stage["fast"], exact, self.stage.get("remember")
 
     def start(self, caffe: Any, found: dict[str, str]) -> None:
         """Begin at iteration 0, from init.caffemodel where there is one."""

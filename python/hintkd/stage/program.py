@@ -162,17 +162,25 @@ def probe(members: list[Member]) -> list[dict[str, Any]]:
     """Train a few iterations and test once or twice, for the time these take; nothing is kept."""
     (member,) = members
     stage, caffe = member.stage, prepare(member.stage)
-    member.build(caffe)
-    solver = member.solver
+
+    def iterations(most: int = 100) -> list[float]:
+        """What each takes, behind the first two."""
+        member.build(caffe)
+        advance(member.solver, 2)
+        return timed(lambda: advance(member.solver, 1), stage["seconds"], most)
+    train_s = iterations()
+    solver, remembered = member.solver, None
+    memory = getattr(solver, "memory", None)
+    if memory is not None:                  # a second solver that has the same draws asks what the first one has asked
+        remembered = {"kind": memory.kind, "inputs": memory.count, "variants": memory.variants, "batch": memory.batch,
+                      "bytes": memory.bytes, "recalled_s": float(np.median(iterations(len(train_s))))}
     values = sum(blob.data.size for blobs in solver.net.params.values() for blob in blobs)
-    advance(solver, 2)
-    train_s = timed(lambda: advance(solver, 1), stage["seconds"])
     test_s = 0.0
     if stage["test_iter"]:
         net = caffe.Net(member.path("net.prototxt"), caffe.TEST)
         net.forward()
-        test_s = timed(net.forward, stage["seconds"] / 4) * stage["test_iter"]
-    return [{"train_s": train_s, "test_s": test_s, "weights_bytes": 4 * values}]
+        test_s = float(np.median(timed(net.forward, stage["seconds"] / 4))) * stage["test_iter"]
+    return [{"train_s": float(np.median(train_s)), "test_s": test_s, "weights_bytes": 4 * values, "memory": remembered}]
 
 
 PROGRAMS = {"solve": solve, "probe": probe}
@@ -244,14 +252,14 @@ def advance(solver: Any, iterations: int) -> None:
         np.isfinite(solver.net.blobs[name].data)
 
 
-def timed(work: Any, budget: float) -> float:
-    """Median seconds of one call, over as many calls as fit the budget in seconds, at least three."""
+def timed(work: Any, budget: float, most: int = 100) -> list[float]:
+    """Seconds of each call, for as many calls as fit the budget in seconds, at least three and at most so many."""
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < budget and len(times) < 100):
+    while len(times) < 3 or (sum(times) < budget and len(times) < most):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return times
 
 
 def machine() -> dict[str, Any]:

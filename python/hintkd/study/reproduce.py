@@ -237,7 +237,8 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
                 console.print(listing(plan, named, cost))
             about = "about" if cost.is_whole else "at least"
             console.print(f"{about} {clock(cost.total_s)} with {counted(cost.jobs, 'stage')} side by side on "
-                          f"{used.scheduler or used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk", highlight=False)
+                          f"{used.scheduler or used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk"
+                          + f", {cost.remembered / 1e6:,.0f} of them for what teachers have said" * bool(cost.remembered), highlight=False)
             if dry_run:
                 return False
             with Bars(console, label, cost.of) as bars:

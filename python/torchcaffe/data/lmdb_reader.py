@@ -5,8 +5,9 @@ process, shared by all who ask for it with the images that are decoded already, 
 """
 from __future__ import annotations
 
+import hashlib
 import os
-from functools import partial
+from functools import cached_property, partial
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -21,7 +22,7 @@ class Database:
     """An LMDB opened for reading, without locks.  Made by open_database."""
 
     def __init__(self, path: str, shown: str):
-        self.path = shown
+        self.path, self._file = shown, os.path.join(path, "data.mdb")
         self._images: WeakValueDictionary[bool | None, Images] = WeakValueDictionary()
         self._pages = Pages(os.path.join(path, "data.mdb"), shown)
         self.keys = self._pages.keys
@@ -30,6 +31,12 @@ class Database:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that the file holds, SHA-256 in hexadecimal."""
+        with open(self._file, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def __getitem__(self, position: int) -> bytes:
         return self._pages[position]

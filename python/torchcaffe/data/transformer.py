@@ -5,6 +5,7 @@ Which windows and mirrors are drawn is decided by the numbers that the caller pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from math import prod
 
 import torch
@@ -84,6 +85,35 @@ class Transformer:
         if self.scale != 1:
             result *= self.scale
         return result
+
+    def identity(self) -> str:
+        """A digest of what happens to an image, whatever is drawn."""
+        mean = b"" if self._mean is None else f"{self._mean.shape} {bool(self._mean_file)}".encode() + self._mean.cpu().numpy().tobytes()
+        return sha256(repr((self.crop, self.mirror, self.training, self.scale, self.color)).encode() + mean).hexdigest()
+
+    # -- which of all windows and mirrors an image is shown in ---------------------------------------------------------
+    def _rooms(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """How many tops, lefts and mirrors there are to draw from for images of this shape."""
+        _, height, width = shape
+        cuts = bool(self.crop) and self.training
+        return (height - self.crop + 1 if cuts else 1), (width - self.crop + 1 if cuts else 1), 2 if self.mirror else 1
+
+    def variants(self, shape: Sequence[int]) -> int:
+        """In how many ways an image of this shape can come out."""
+        return prod(self._rooms(shape))
+
+    def variant(self, draws: Tensor, shape: Sequence[int]) -> Tensor:
+        """In which of these ways n images come out with their draws (3, n): (n,) int64."""
+        high, wide, mirrors = self._rooms(shape)
+        windows = (draws[1] * high).long() * wide + (draws[2] * wide).long()
+        return windows * mirrors + (draws[0] < 0.5) if mirrors > 1 else windows
+
+    def draws(self, variants: Tensor, shape: Sequence[int]) -> Tensor:
+        """Draws (3, n) that lead to these variants (n,)."""
+        high, wide, mirrors = self._rooms(shape)
+        windows = variants.div(mirrors, rounding_mode="floor")
+        mirrored, top, left = variants % mirrors, windows.div(wide, rounding_mode="floor"), windows % wide
+        return torch.stack([torch.where(mirrored == 1, 0.25, 0.75), (top + 0.5) / high, (left + 0.5) / wide])
 
     def _places(self, draws: Tensor, height: int, width: int, high: int, wide: int) -> Tensor:
         """Which pixel of an image, row by row, comes where in its window: (n, 1, high * wide)."""

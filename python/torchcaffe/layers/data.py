@@ -61,13 +61,17 @@ class Source(Layer):
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         return tensor.pin_memory().to(self.context.device, non_blocking=True) if self.context.device.type == "cuda" else tensor
 
+    def draws(self, now: int | Tensor, device: torch.device | str) -> Tensor:
+        """What is drawn for the transformation of pass `now`, (3, batch)."""
+        return self.context.streams.uniform("transform", self.name, now, (3, self.batch), device)
+
     def transformed(self, transform: Transformer, images: Tensor | np.ndarray | list[np.ndarray], now: int | Tensor) -> Tensor:
         """A batch as `transform` makes it with what is drawn for pass `now`."""
         if isinstance(images, list):
             batch: Tensor | list[Tensor] = [self.moved(image) for image in images]
         else:
             batch = self.moved(images) if isinstance(images, np.ndarray) else images
-        draws = self.context.streams.uniform("transform", self.name, now, (3, self.batch), self.context.device)
+        draws = self.draws(now, self.context.device)
         with self.naming_errors():
             return transform(batch, draws).to(self.context.dtype)
 
@@ -127,15 +131,46 @@ class Data(Source):
 
     def forward(self) -> list[Tensor]:
         if self.clock is not None and self.resident is not None:
-            now, (rank, count) = self.tick(), self.turn
-            places = now * self.batch + torch.arange(self.batch, device=self.context.device)
-            positions = (places * count + rank) % self.images.count
-            images, labels = (stored.index_select(0, positions) for stored in self.resident)
+            now = self.tick()
+            images, labels = (stored.index_select(0, self._positions(now, self.context.device)) for stored in self.resident)
             return [self.transformed(self.transform, images, now), labels][:len(self.param.top)]
         now = self.cursor
         with self.naming_errors():
             found, numbers = self.images.read(np.array(self.dealt()) % self.images.count)
         return [self.transformed(self.transform, found, now), self.tensor(numbers)][:len(self.param.top)]
+
+    # -- its inputs by number: what the first top holds for an item depends on the record, its window and its mirror alone ------
+    @property
+    def variants(self) -> int:
+        """In how many ways the transformation shows one record."""
+        return self.transform.variants(self.images.shape)
+
+    def entries(self, now: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """The numbers of the inputs of pass `now`, (batch,) int64: position of the record times `variants` plus its variant."""
+        positions = self._positions(now, device)
+        if self.variants == 1:
+            return positions
+        return positions * self.variants + self.transform.variant(self.draws(now, device), self.images.shape)
+
+    def inputs(self, entries: Tensor) -> Tensor:
+        """What the first top holds for inputs of these numbers, (n,) on the host.  All records must have the shape of the first one."""
+        positions, variants = entries.div(self.variants, rounding_mode="floor"), entries % self.variants
+        device = self.context.device
+        with self.naming_errors():
+            if self.resident is not None:
+                images = self.resident[0].index_select(0, positions.to(device))
+            else:
+                found, _ = self.images.read(positions.numpy())
+                if not isinstance(found, np.ndarray) or found.shape[1:] != self.images.shape:
+                    raise CaffeError("its records differ in shape, so that they have no numbers")
+                images = self.moved(found)
+            return self.transform(images, self.transform.draws(variants, self.images.shape).to(device)).to(self.context.dtype)
+
+    def _positions(self, now: int | Tensor, device: torch.device | str) -> Tensor:
+        """The positions of the records of pass `now`, (batch,)."""
+        rank, count = self.turn
+        places = now * self.batch + torch.arange(self.batch, device=device)
+        return (places * count + rank) % self.images.count
 
 
 @layer("HDF5Data")

@@ -42,6 +42,7 @@ class Replay:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.can_record = self.device.type == "cuda"
         self.result: Tensor | None = None
+        self.recalls: list[bool] = []
 
     def _room(self) -> int:
         """How many bytes a data set may take: at most half of what is free on a GPU."""
@@ -49,6 +50,7 @@ class Replay:
 
     def __call__(self) -> Tensor | None:
         """Do the work once.  The tensor that is returned is overwritten by the next call."""
+        self._prepare()
         self._feed()
         self._set_clocks()
         if self.graph is None and self.can_record:
@@ -63,6 +65,14 @@ class Replay:
         for program in self.programs:
             program.show()
         return self.result
+
+    def _prepare(self) -> None:
+        """Let the programs have what they will recall.  One that has lost its memory needs another recording."""
+        for program in self.programs:
+            program.prepare(self.passes)
+        recalls = [program.recalls for program in self.programs]
+        if recalls != self.recalls:
+            self.recalls, self.graph = recalls, None
 
     def _feed(self) -> None:
         """Put what the host provides where the work reads it.  Another shape needs another recording."""

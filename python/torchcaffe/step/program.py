@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torchcaffe.net import Net
 from torchcaffe.step.folding import Folded, FoldedSum
 from torchcaffe.step.memory import keep_freed
 from torchcaffe.step.operations import Operation, Tops, plan
+from torchcaffe.step.remembered import Remembered, remembered, tell
 
 # Layers that may compute on bfloat16 with a precision of bf16; all others are given float32.
 HALF = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "Pooling", "Eltwise", "Concat",
@@ -51,11 +53,12 @@ class Pass(dict[str, Tensor]):
     def __init__(self, operations: list[Operation], compute: Callable[[Operation, list[Tensor]], Tops]):
         super().__init__()
         self._compute = compute
-        makers: dict[object, list[Operation]] = {}          # several where layers work in place
+        self._all_makers: dict[object, list[Operation]] = {}          # several where layers work in place
         for op in operations:
             for name in op.tops:
-                makers.setdefault(name, []).append(op)
-        self._makers = {name: known for name, known in makers.items() if all(op.is_repeatable for op in known)}
+                self._all_makers.setdefault(name, []).append(op)
+        self._makers: dict[object, list[Operation]] = {}
+        self.allow(())
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (name in self._makers and all(bottom in self for bottom in self._makers[name][0].bottoms))
@@ -69,6 +72,12 @@ class Pass(dict[str, Tensor]):
     def could_again(self, name: str) -> bool:
         """Whether the top can be computed again."""
         return name in self._makers
+
+    def allow(self, operations: Collection[Operation]) -> None:
+        """Let tops be computed again by these operations, too."""
+        for name, known in self._all_makers.items():
+            if all(op in operations or op.is_repeatable for op in known):
+                self._makers[name] = known
 
 
 class Program:
@@ -97,6 +106,7 @@ class Program:
             if self.tops.could_again(name) and name not in op.tops and name not in op.overwrites:
                 op.releases.append(name)
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
+        self.memory: Remembered | None = None
         self.learned = [(node.layer, i, node.owners[i])
                         for node in self.graph.nodes if node.need_backward
                         for i, need in enumerate(node.param_need) if need]
@@ -106,12 +116,38 @@ class Program:
         for op in self.operations:
             if isinstance(op.run, Folded | FoldedSum):
                 op.run.refresh()
+        if self.memory is not None:
+            self.memory.refresh()
+
+    def remember(self, folder: str | Path, resident: bool) -> None:
+        """Keep what frozen operations give in a file of `folder`, and take it from there (remembered.py); `resident`: in device memory."""
+        self.memory = remembered(self, Path(folder), resident)
+        if self.memory is not None:
+            self.tops.allow(self.memory.done)
+
+    def forget(self, reason: str) -> None:
+        """Compute all of every pass from now on."""
+        if self.memory is not None:
+            self.memory = None
+            tell(self, reason)
+
+    @property
+    def recalls(self) -> bool:
+        """Whether passes take tops from a memory."""
+        return self.memory is not None and self.memory.store is not None
+
+    def prepare(self, passes: int) -> None:
+        """Before so many recorded passes: have in device memory what they will recall."""
+        if self.memory is not None:
+            self.memory.prepare(passes)
 
     def sources(self, which: Callable[[Layer], bool] = lambda layer: True) -> dict[str, Tensor]:
         """What a pass starts from: the input blobs, and the next tops of those layers without bottoms that are wanted."""
         tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs}
         for op in self.operations:
             if not op.bottoms and op.nodes[0].layer.type != "Parameter" and which(op.nodes[0].layer):
+                if self.memory is not None and op is self.memory.found.source:
+                    self.memory.number(tops)
                 op.store(op.run(), tops)
         return tops
 
@@ -124,6 +160,8 @@ class Program:
         tops = self.tops
         tops.clear()
         tops.update(fed if fed is not None else ((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs))
+        if self.memory is not None and not done:
+            done = self.memory.recall(tops)
         held = {name for name, blob in self.shown if blob.data_slot.host is not None}         # arrays that are to show the pass
         loss: Tensor | None = None
         for op in self.operations:

@@ -26,6 +26,7 @@ from torchcaffe.step import capture, compiled
 from torchcaffe.step.capture import Fed, Replay
 from torchcaffe.step.operations import Operation
 from torchcaffe.step.program import Program, why_not
+from torchcaffe.step.remembered import Remembered
 from torchcaffe.train import continuation, policies, solver_nets, updates
 from torchcaffe.train.state import Callbacks, Hook
 
@@ -41,6 +42,8 @@ class Solver:
                      a CPU.  The default is True on a GPU.  A net that cannot is run step by step, and a line in the log says why.
     compile          compile these functions for the trained net with torch.compile, which needs a C++ compiler (compiled.py).  A net that
                      cannot is run as it is, and a line in the log says why.
+    remember         a folder with files of what frozen layers have given for records of an LMDB, whose work is done once then, for all
+                     runs that name it (step/remembered.py; set before the first step).  No byte of the result depends on it.
     exact            write a sidecar with each snapshot, and continue data cursors and draws from it on restore (extension)
     root             whether it is the first of the solvers that train together, or alone (Caffe: root_solver)
     gradients        one entry per learnable parameter, None where there is none: while the callbacks on_gradients_ready run, which
@@ -66,6 +69,7 @@ class Solver:
         self.random_seed = self.param.random_seed if self.param.random_seed >= 0 else settings.next_net_seed()
         self.fast = False
         self.compile = False
+        self.remember: str | Path | None = None
         self.exact = False
         self.iter = 0
         self.current_step = 0
@@ -196,6 +200,12 @@ class Solver:
             self._callbacks.append((on_start, on_gradients_ready or on_start))
 
     @property
+    def memory(self) -> Remembered | None:
+        """What the frozen layers of the trained net are remembered in, once it is open."""
+        program = self._programs.get(id(self.net))
+        return program.memory if program is not None and program.recalls else None
+
+    @property
     def layer_by_layer(self) -> bool:
         """Whether iterations run layer by layer, so that the parameters' diffs are there for whoever looks."""
         return self._program(self.net) is None
@@ -215,8 +225,14 @@ class Solver:
         reason = compiled.why_not(net) if self.compile else None
         if reason:
             glog.info(f"{net.source} is not compiled: {reason}", "compiled.py:1")
-        kind = compiled.Compiled if self.compile and not reason else Program
-        return kind(net, self.updater.at_rest)
+        if self.compile and not reason:
+            if self.remember:
+                glog.info(f"{net.source} is compiled, so that nothing of it is remembered", "remembered.py:1")
+            return compiled.Compiled(net, self.updater.at_rest)
+        program = Program(net, self.updater.at_rest)
+        if self.remember:
+            program.remember(self.remember, resident=self.replay or net.context.device.type == "cuda")
+        return program
 
     def _replayed(self, net: Net) -> Replay | None:
         """What runs the net from device memory alone, or None; decided once, unless somebody wants to be called in between."""

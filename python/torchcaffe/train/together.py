@@ -14,22 +14,13 @@ import torch
 from torch import Tensor
 
 from torchcaffe.errors import CaffeError
-from torchcaffe.graph.build import Node
-from torchcaffe.layers.base import Layer
-from torchcaffe.layers.norm import BatchNorm
-from torchcaffe.proto import caffe_pb2
 from torchcaffe.step import capture
 from torchcaffe.step.capture import Fed, Replay
-from torchcaffe.step.folding import is_plain_scale
-from torchcaffe.step.operations import Operation, rests
+from torchcaffe.step.frontier import computes, is_itemwise, settings
+from torchcaffe.step.operations import Operation
 from torchcaffe.step.program import Program
+from torchcaffe.step.remembered import Remembered
 from torchcaffe.train.solver import Solver
-
-# Types whose result for an item depends on that item alone, as long as nothing is drawn; BatchNorm is one with stored statistics.
-ITEMWISE = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "ReLU", "ELU", "Sigmoid", "TanH", "AbsVal",
-            "Power", "Exp", "Log", "BNLL", "Pooling", "LRN", "Eltwise", "Split", "Softmax", "Concat"}
-AXES = {"InnerProduct": "inner_product_param", "Softmax": "softmax_param", "Concat": "concat_param", "Convolution": "convolution_param",
-        "Deconvolution": "convolution_param"}
 
 
 class Together:
@@ -48,6 +39,7 @@ class Together:
         self.solvers, self.programs = solvers, [_program(solver, solvers[0]) for solver in solvers]
         self.device = self.programs[0].net.context.device
         self._find_shared()
+        self._remember_together()
         replayable = all(s.replay for s in solvers) and not any(capture.why_not(p) for p in self.programs)
         state = [tensor for solver in solvers for tensor in solver._state()]
         self.replay = Replay(self.programs, solvers[0].param.iter_size, self._iteration, state) if replayable else None
@@ -82,8 +74,9 @@ class Together:
         passes = [self._known(feds) for feds in fed] if fed else [self._known(None) for _ in range(self.solvers[0].param.iter_size)]
 
         def of(number: int) -> Tensor:
-            loss = self.solvers[number]._whole_iteration(self.programs[number], [known[number] for known in passes],
-                                                          self.shared[number])
+            program = self.programs[number]
+            done = [*self.shared[number], *(program.memory.done if self._recalls and program.memory else ())]
+            loss = self.solvers[number]._whole_iteration(program, [known[number] for known in passes], done)
             return torch.zeros((), device=self.device) if loss is None else loss
         losses = torch.stack(self._side_by_side(of))
         if fed is None:
@@ -97,14 +90,18 @@ class Together:
         for number, program in enumerate(self.programs):
             given = feds[number] if feds is not None else {}
             known.append({**program.sources(lambda layer: feds is None or not layer.needs_host), **given})
+        asked = self.shared[0]
+        if self._recalls:
+            recalled = [memory.recall(tops) for memory, tops in zip(self._memories, known, strict=True)]
+            asked = [op for op in asked if op not in recalled[0]]
         wide: dict[str, Tensor] = {}
         with torch.no_grad():
-            for op in self.shared[0]:
+            for op in asked:
                 for name in op.bottoms:
                     if name not in wide:
                         wide[name] = torch.cat([tops[self._names[number][name]] for number, tops in enumerate(known)])
                 op.store(self.programs[0].compute(op, [wide[name] for name in op.bottoms]), wide)
-        for op in self.shared[0]:
+        for op in asked:
             for name in wide.keys() & op.tops:
                 for tops, part, names in zip(known, wide[name].chunk(len(known)), self._names, strict=True):
                     tops[names[name]] = part
@@ -133,6 +130,26 @@ class Together:
         self._names = [{mine: theirs for one, other in zip(self.shared[0], operations, strict=True)
                         for mine, theirs in zip(one.bottoms + one.tops, other.bottoms + other.tops, strict=True)}
                        for operations in self.shared]
+
+    # -- what is remembered ----------------------------------------------------------------------------------------
+    @property
+    def _memories(self) -> list[Remembered]:
+        return [program.memory for program in self.programs if program.memory is not None]
+
+    @property
+    def _recalls(self) -> bool:
+        """Whether all take from a memory what is shared and would be computed once."""
+        return all(program.recalls for program in self.programs)
+
+    def _remember_together(self) -> None:
+        """Let frozen operations compute as many items at once as without a memory; where the solvers differ in them, forget."""
+        left_away = [[op in memory.done for op in shared] for memory, shared in zip(self._memories, self.shared, strict=False)]
+        if len(left_away) == len(self.programs) and all(each == left_away[0] for each in left_away):
+            for memory in self._memories:
+                memory.batch = memory.data.batch * len(self.programs)
+        else:
+            for program in self.programs:
+                program.forget("solvers that train side by side must have the same frozen layers")
 
 
 def solve_together(solvers: Sequence[Solver]) -> None:
@@ -169,9 +186,9 @@ def _described(program: Program) -> dict[str, Operation]:
     for op in program.operations:
         identity = ""
         if not op.bottoms:
-            identity = f"{_message(op.nodes[0].layer)} {[program.net.blobs[name].shape for name in op.tops]}"
-        elif not op.learns and all(name in known for name in op.bottoms) and all(_is_itemwise(program, node) for node in op.nodes):
-            identity = " ".join([*(known[name] for name in op.bottoms), *(_computes(node) for node in op.nodes)])
+            identity = f"{settings(op.nodes[0].layer)} {[program.net.blobs[name].shape for name in op.tops]}"
+        elif all(name in known for name in op.bottoms) and is_itemwise(op, program.at_rest):
+            identity = " ".join([*(known[name] for name in op.bottoms), *(computes(node) for node in op.nodes)])
             identity = hashlib.sha256(identity.encode()).hexdigest()
             operations[identity] = op
         for i, name in enumerate(op.tops):
@@ -179,32 +196,3 @@ def _described(program: Program) -> dict[str, Operation]:
             if identity:
                 known[name] = f"{identity} {i}"
     return operations
-
-
-def _is_itemwise(program: Program, node: Node) -> bool:
-    """Whether the layer gives for each item what it would give without the others, now and after any number of updates."""
-    layer = node.layer
-    if layer.type not in ITEMWISE or not rests(node, program.at_rest):
-        return False
-    if isinstance(layer, BatchNorm):
-        return layer.stored
-    if layer.type == "Scale":
-        return is_plain_scale(node)
-    return getattr(layer.param, AXES[layer.type]).axis == 1 if layer.type in AXES else True
-
-
-def _computes(node: Node) -> str:
-    """What a layer computes: its type, settings and parameters."""
-    digest = hashlib.sha256()
-    for blob in node.layer.blobs:
-        digest.update(blob.data_slot.value().detach().cpu().numpy().tobytes())
-    return f"{_message(node.layer)} {digest.hexdigest()}"
-
-
-def _message(layer: Layer) -> str:
-    """The layer's message without what it is called, where it lies in the net and how it learns."""
-    message = caffe_pb2.LayerParameter()
-    message.CopyFrom(layer.param)
-    for name in ("name", "bottom", "top", "param", "blobs", "include", "exclude", "propagate_down", "loss_weight"):
-        message.ClearField(name)
-    return f"{layer.phase} {message.SerializeToString(deterministic=True).hex()}"

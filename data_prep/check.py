@@ -90,6 +90,13 @@ def check_dataset(path: str | os.PathLike[str]) -> DatasetInfo:
         return DatasetInfo(folder, splits, about["classes"], bool(means), about["fingerprint"])
 
 
+def read_dataset(path: str | os.PathLike[str]) -> DatasetInfo:
+    """The same of any folder with all its records read, whatever its dataset.json says."""
+    folder = Path(path)
+    with _naming(folder):
+        return _read(folder, *_open(folder))
+
+
 def require_files(folder: Path, about: dict[str, Any]) -> None:
     """Read all files whose digests dataset.json holds.  Raises Damaged naming the first that is not as it was prepared."""
     known = about.get("files", {})

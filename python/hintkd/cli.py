@@ -1,4 +1,4 @@
-"""The command line: `hintkd demo | generate | list | prepare | reproduce | status | report`.
+"""The command line: `hintkd demo | generate | list | prepare | reproduce | status | report | verify`.
 
 Turns flags into calls, and errors into one sentence with exit status 2.  Most imports stand inside the commands: torch takes seconds,
 and `hintkd --help` should not.
@@ -271,6 +271,23 @@ def status(
         print(json.dumps(data(table), indent=1))
     else:
         show(console, table)
+
+
+@app.command()
+def verify(
+    table: Annotated[str | None, typer.Argument(help="Only this one; default: every table whose nets lie in results/weights.",
+                                                show_default=False, autocompletion=complete_table)] = None,
+    backend: Annotated[str, typer.Option(help="torchcaffe, or caffe for an installed one.")] = "torchcaffe",
+    caffe_python: Annotated[str | None, typer.Option(help="For --backend caffe: a Python that can import it.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, gpu or gpu:N; default: a GPU where there is one.", show_default=False)] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Test every committed net again on the prepared data, and compare it with its record; exit status 1 if something differs."""
+    from hintkd.study.reproduce import resources
+    from hintkd.study.verify import verify as run
+    console.quiet = False
+    if not run(console, resources(backend, caffe_python, device, jobs=jobs), table):
+        raise typer.Exit(1)
 
 
 @app.command()

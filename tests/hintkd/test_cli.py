@@ -181,7 +181,7 @@ def test_a_table_is_trained_and_recorded(trained: Path) -> None:
     assert "4 stages, 0 of them finished" in out and "[4/4]" in out and "report" in out
     record = json.loads((trained / "results/measured/demo-scale0.01/hint-kd/net2.json").read_text())
     assert set(record) == {"schema", "table", "method", "net", "repeat", "scale", "seed", "options", "choices", "metric", "last", "best",
-                           "iterations", "wall_s", "stages", "provenance", "scaled_from", "sha256"}
+                           "iterations", "wall_s", "stages", "provenance", "weights", "scaled_from", "sha256"}
     assert (record["table"], record["method"], record["net"], record["scale"], record["iterations"]) == ("demo", "hint-kd", 2, 0.01, [9, 6])
     assert [stage["title"] for stage in record["stages"]] == ["hint", "kd"]
     kd = record["stages"][1]

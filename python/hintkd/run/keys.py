@@ -69,8 +69,12 @@ class Keys:
 
     def key(self, stage: Stage) -> str:
         """64 hexadecimal digits.  Raises UserError if data or weights that the stage names are missing."""
-        digest = self._both(stage)[0]
-        return self.kept.get(digest, digest)
+        today = self.today(stage)
+        return self.kept.get(today, today)
+
+    def today(self, stage: Stage) -> str:
+        """The key by today's definition, whatever a folder of this workspace calls the stage."""
+        return self._both(stage)[0]
 
     def parts(self, stage: Stage) -> Parts:
         """What the key is the hash of."""
@@ -90,7 +94,7 @@ class Keys:
     def _parts(self, stage: Stage) -> Parts:
         parts: Parts = {"program": stage.program, **self.setting.parts()}
         for index, weights in enumerate(stage.weights_in):
-            source = self._both(weights.source)[0] if isinstance(weights.source, Stage) else f"file {file_digest(weights.source)}"
+            source = self.today(weights.source) if isinstance(weights.source, Stage) else f"file {file_digest(weights.source)}"
             parts[f"weights[{index}]"] = [source, weights.prefix, weights.layers and list(weights.layers)]
         parts["drop"] = list(stage.drop)
         parts.update((name, value) for name, value in flatten(stage.solver, "solver") if decides(name))

@@ -22,6 +22,7 @@ from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_file, write_json, write_sealed, written
 from hintkd.methods.stage import Stage
+from hintkd.run.committed import Committed, Recorded
 from hintkd.run.earlier import kept
 from hintkd.run.executor import ExecutorLost, Interpreter, run_folders
 from hintkd.run.keys import Keys, Setting
@@ -37,6 +38,7 @@ class Task:
     stage: Stage
     key: str
     sources: tuple[str, ...]                # keys of the tasks whose weights it starts from
+    recorded: Recorded | None = None        # what a committed record has of it
 
     @property
     def folder(self) -> Path:
@@ -44,12 +46,18 @@ class Task:
 
     @property
     def weights(self) -> Path:
-        """The weights out."""
+        """The weights out, where they are written in this workspace."""
         return self.folder / "weights.caffemodel"
 
     @property
-    def is_finished(self) -> bool:
+    def was_run(self) -> bool:
+        """Whether its result and its weights are in this workspace."""
         return (self.folder / "result.json").exists() and self.weights.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there are weights, its own or committed ones."""
+        return self.was_run or (self.recorded is not None and self.recorded.weights is not None)
 
     @property
     def iterations(self) -> int:
@@ -78,10 +86,13 @@ class Task:
 
 
 class Plan:
-    """The tasks of some stages and of all that they start from, sources first."""
+    """The tasks of some stages and of all that they start from, sources first.
 
-    def __init__(self, stages: Iterable[Stage], setting: Setting):
-        self.setting, self.keys = setting, Keys(setting, kept(STAGES))
+    committed    what need not be run because a committed record tells of it; without it, only what was run in this workspace counts
+    """
+
+    def __init__(self, stages: Iterable[Stage], setting: Setting, committed: Committed | None = None):
+        self.setting, self.keys, self.committed = setting, Keys(setting, kept(STAGES)), committed
         self.tasks: dict[str, Task] = {}
         for stage in stages:
             self._add(stage)
@@ -90,7 +101,8 @@ class Plan:
         key = self.keys.key(stage)
         if key not in self.tasks:
             sources = tuple(self._add(source) for source in stage.sources)
-            self.tasks[key] = Task(stage, key, sources)
+            recorded = self.committed.find(self.keys.today(stage)) if self.committed else None
+            self.tasks[key] = Task(stage, key, sources, recorded)
         return key
 
     def task(self, stage: Stage) -> Task:
@@ -112,8 +124,19 @@ class Plan:
         chosen = {first.key, *others[:self.setting.together - 1]}
         return [task for task in self.tasks.values() if task.key in chosen]
 
+    def names(self, tasks: Iterable[Task] | None = None) -> set[str]:
+        """What other workspaces call the tasks, all or these: their keys by today's definition."""
+        return {self.keys.today(task.stage) for task in (self.tasks.values() if tasks is None else tasks)}
+
     def unfinished(self) -> list[Task]:
-        return [task for task in self.tasks.values() if not task.is_finished]
+        """What is to be run: not what is finished, nor what a record tells of and nothing unfinished starts from."""
+        needed: set[str] = set()
+        found = []
+        for task in reversed(self.tasks.values()):          # what starts from a task comes before it here
+            if not task.is_finished and (task.recorded is None or task.key in needed):
+                needed.update(task.sources)
+                found.append(task)
+        return found[::-1]
 
 
 class Watcher(Protocol):
@@ -243,10 +266,9 @@ def ranks(plan: Plan, seconds: Callable[[Task], float]) -> dict[str, float]:
 def stage_json(task: Task, group: list[str], setting: Setting, device_id: int = 0, inexact: bool = False) -> dict[str, Any]:
     """What the stage program is told beside the prototxts; `group` has the keys of all that train together, the task's own among them."""
     solver = task.stage.solver
-    accuracy = next((layer for layer in task.stage.net.layer if layer.type == "Accuracy"), None)
-    predictions = {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
     return {"schema": 1, "title": task.stage.title, "key": task.key, "group": group, "program": task.stage.program,
-            "iterations": task.iterations, "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter), "predictions": predictions,
+            "iterations": task.iterations, "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter),
+            "predictions": predictions_of(task.stage.net),
             "backend": setting.backend, "device": setting.device, "device_id": device_id, "threads": setting.threads,
             "precision": setting.precision, "fast": True, "remember": str(REMEMBERED), "inexact": inexact}
 
@@ -319,10 +341,18 @@ def keep_weights(task: Task) -> None:
 
 def whole_weights(task: Task) -> Path:
     """Where a finished task's weights out are.  Raises Damaged if they are not what was written."""
+    if not task.was_run and task.recorded and task.recorded.weights:
+        return task.recorded.weights
     known = task.result().get("digests", {}).get(task.weights.name)
     if not task.weights.exists() or (known and not is_whole(task.weights, known)):
         raise Damaged(f"{task.weights} {fault(task.weights)}; give the same command again, which mends it")
     return task.weights
+
+
+def predictions_of(net: caffe_pb2.NetParameter) -> dict[str, str]:
+    """The blobs that a net's accuracy compares, class scores and labels; none for a net without one."""
+    accuracy = next((layer for layer in net.layer if layer.type == "Accuracy"), None)
+    return {"scores": accuracy.bottom[0], "labels": accuracy.bottom[1]} if accuracy else {}
 
 
 def test_net(stage: Stage) -> caffe_pb2.NetParameter:

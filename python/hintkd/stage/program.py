@@ -183,7 +183,16 @@ def probe(members: list[Member]) -> list[dict[str, Any]]:
     return [{"train_s": float(np.median(train_s)), "test_s": test_s, "weights_bytes": 4 * values, "memory": remembered}]
 
 
-PROGRAMS = {"solve": solve, "probe": probe}
+def test(members: list[Member]) -> list[dict[str, Any]]:
+    """Measure trained weights, which stage.json names, in the TEST net over the whole test set."""
+    (member,) = members
+    stage = member.stage
+    caffe = prepare(stage)
+    outputs = measure(caffe, member.folder, stage["weights"], stage)
+    return [{"outputs": outputs, "environment": environment(stage["backend"], stage["device"])}]
+
+
+PROGRAMS = {"solve": solve, "probe": probe, "test": test}
 
 
 # ------------------------------------------------------------------------------------------------------------- their steps

@@ -1,7 +1,8 @@
 """The evidence of one trained net: a JSON file with all its results, curves and the circumstances they were measured in.
 
-A record is written when the last stage of its experiment is finished, from what the stage folders hold.  What the numbers mean
-beside published ones is the report's business.
+A record is written when the last stage of its experiment is finished, from what the stage folders hold, or from another record that
+knows the same stage.  A full schedule's weights are kept beside it, small enough to be committed.  What the numbers mean beside
+published ones is the report's business.
 """
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import dataclasses
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from typing import Any
 from hintkd.backend import caffe_pb2
 from hintkd.errors import Damaged
 from hintkd.experiment import Experiment
-from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed
+from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed, written
 from hintkd.methods.stage import Stage
 from hintkd.results import probabilities
+from hintkd.run.committed import MEASURED, WEIGHTS, read_net
 from hintkd.run.keys import DATA_PATHS, Parts
 from hintkd.run.runner import Plan, Task, publish_weights, whole_weights
 from hintkd.stage.log import Curve, parse
@@ -46,7 +49,7 @@ class Run:
 
     @property
     def record(self) -> Path:
-        return Path("results/measured") / self.place.with_name(self.place.name + ".json")
+        return MEASURED / self.place.with_name(self.place.name + ".json")
 
     @property
     def probabilities(self) -> Path:
@@ -59,51 +62,110 @@ class Run:
         return Path("runs/weights") / self.place
 
 
+    @property
+    def kept_weights(self) -> Path | None:
+        """The same of those that are kept with the record: a full schedule's."""
+        return WEIGHTS / self.place if self.experiment.scale == 1 else None
+
+
+def is_done(run: Run, plan: Plan) -> bool:
+    """Whether the weights of the last stage are there, and all that a record has to say."""
+    tasks = [plan.task(stage) for stage in run.stages]
+    return tasks[-1].is_finished and all(task.was_run or task.recorded for task in tasks)
+
+
 def write(run: Run, plan: Plan, tell: Callable[[str], None]) -> None:
-    """Write the record of a run whose stages are all finished, its class probabilities and the readable weights; what stands there already
-    and is whole stays.
+    """Write the record of a run that is done, its class probabilities and the readable weights; what stands there already and is whole
+    stays.
 
     `tell` gets a sentence for each file that was there before and is missing or damaged now.
     """
     tasks = [plan.task(stage) for stage in run.stages]
+    if not tasks[-1].was_run and is_committed(run, plan):
+        return
     published, known, damage = run.weights.with_name(run.weights.name + ".caffemodel").exists(), None, ""
     try:
         known = read_sealed(run.record, "schema", "stages")
     except Damaged as error:
         damage = str(error) if published or run.record.exists() else ""
-    is_new = known is None or not fits(known, tasks)
-    wrong = publish_weights(tasks[-1], run.weights) + probabilities.keep(run.probabilities, **tasks[-1].predictions())
+    wrong = publish_weights(tasks[-1], run.weights) + keep_probabilities(run, tasks[-1])
+    if run.kept_weights:
+        wrong += publish_weights(tasks[-1], run.kept_weights)
+    kept = kept_entry(run, tasks[-1])
+    is_new = known is None or not fits(known, tasks, plan) or known.get("weights") != kept
     for each in [damage] * bool(damage) + ([] if is_new else wrong):
         tell(f"{each}; it is written again")
     if is_new:
-        write_sealed(run.record, record(run, tasks, plan))
+        write_sealed(run.record, record(run, tasks, plan, kept))
 
 
-def fits(known: dict[str, Any], tasks: list[Task]) -> bool:
-    """Whether a record that stands there is what these tasks give."""
-    stages = [(task.key, task.result()["outputs"]) for task in tasks]
-    return known["schema"] == SCHEMA and [(stage.get("key"), stage.get("last")) for stage in known["stages"]] == stages
+def is_committed(run: Run, plan: Plan) -> bool:
+    """Whether record and weights lie there as they were kept, by today's keys."""
+    with suppress(Damaged):
+        net = read_net(run.record)
+        return net is not None and net.complaint is None and list(net.keys) == list(map(plan.keys.today, run.stages))
+    return False
 
 
-def record(run: Run, tasks: list[Task], plan: Plan) -> dict[str, Any]:
-    """The record's content; rates are fractions from 0 to 1, as Caffe prints them."""
+def fits(known: dict[str, Any], tasks: list[Task], plan: Plan) -> bool:
+    """Whether a record that stands there is what these tasks give.
+
+    Where weights are kept with it, it names its stages as other workspaces do, by today's keys.
+    """
+    if known["schema"] != SCHEMA or len(known["stages"]) != len(tasks):
+        return False
+    for stage, task in zip(known["stages"], tasks, strict=True):
+        names = {plan.keys.today(task.stage)} | (set() if known.get("weights") else {task.key})
+        last = task.result()["outputs"] if task.was_run or not task.recorded else task.recorded.stage["last"]
+        if stage.get("key") not in names or stage.get("last") != last:
+            return False
+    return True
+
+
+def keep_probabilities(run: Run, task: Task) -> list[str]:
+    """Keep the class probabilities of the run's last stage: from its folder, or as they lie beside the record that knows it.
+
+    Returns what is wrong with the file that was there.
+    """
+    if task.was_run or not task.recorded:
+        return probabilities.keep(run.probabilities, **task.predictions())
+    if task.recorded.probabilities.exists() and not run.probabilities.exists():
+        run.probabilities.parent.mkdir(parents=True, exist_ok=True)
+        with written(run.probabilities) as part:
+            part.write_bytes(task.recorded.probabilities.read_bytes())
+    return []
+
+
+def kept_entry(run: Run, task: Task) -> dict[str, Any] | None:
+    """What a record says of the weights that are kept with it; None if none are."""
+    if run.kept_weights is None:
+        return None
+    weights, net = (run.kept_weights.with_name(run.kept_weights.name + suffix) for suffix in (".caffemodel", ".prototxt"))
+    return {"file": str(weights), "sha256": sha256_of(weights), "prototxt_sha256": sha256_of(net),
+            "test_iter": sum(task.stage.solver.test_iter)}
+
+
+def record(run: Run, tasks: list[Task], plan: Plan, kept: dict[str, Any] | None) -> dict[str, Any]:
+    """The record's content; rates are fractions from 0 to 1, as Caffe prints them.  `kept` is what kept_entry says."""
     x = run.experiment
-    stages = [stage_record(task) for task in tasks]
-    last, result = stages[-1], tasks[-1].result()
-    stages[-1]["weights"] = f"{run.weights}.caffemodel"
+    stages = [{**stage_record(task), "key": plan.keys.today(task.stage)} for task in tasks]
+    last = stages[-1]
+    last["weights"] = f"{run.weights}.caffemodel"
     return {
         "schema": SCHEMA, "table": x.table, "method": x.method, "net": x.net, "repeat": run.repeat, "scale": x.scale, "seed": x.seed,
         "options": x.options.as_dict(), "choices": choices(x), "metric": "accuracy",
         "last": last["last"], "best": {name: best(name, [*last["test"].get(name, []), (last["iterations"], value)])
                                        for name, value in last["last"].items()},
         "iterations": [stage["iterations"] for stage in stages], "wall_s": sum(stage["wall_s"] for stage in stages),
-        "stages": stages, "provenance": provenance(plan, tasks, result),
+        "stages": stages, "provenance": provenance(plan, tasks), "weights": kept,
         "scaled_from": {name: value for name, value in dataclasses.asdict(x.schedule).items() if name.endswith("iterations")},
     }
 
 
 def stage_record(task: Task) -> dict[str, Any]:
-    """What a finished stage's log and result say; without the log that belongs to the result there are no curves."""
+    """What a finished stage's log and result say, or another record; without the log that belongs to the result there are no curves."""
+    if task.recorded and not task.was_run:
+        return task.recorded.stage
     result = task.result()
     path, digests = task.folder / "log.txt", result.get("digests")
     log = parse(path.read_text(errors="replace") if digests is None or is_whole(path, digests.get(path.name, "")) else "")
@@ -142,13 +204,16 @@ def choices(x: Experiment) -> dict[str, Any]:
             "schedule": dataclasses.asdict(x.scaled_schedule)}
 
 
-def provenance(plan: Plan, tasks: list[Task], result: dict[str, Any]) -> dict[str, Any]:
+def provenance(plan: Plan, tasks: list[Task]) -> dict[str, Any]:
     """Where, when and with what the stages were run."""
     setting, parts = plan.setting, [plan.keys.parts(task.stage) for task in tasks]
+    if tasks[-1].recorded and not tasks[-1].was_run:
+        return {**tasks[-1].recorded.provenance, "data_fingerprint": fingerprints(parts)}
+    result = tasks[-1].result()
     found = {name: result["environment"].get(name) for name in ("python", "torch", "numpy", "engine", "instructions", "gpu")}
     return {**result["machine"], **found, "threads": setting.threads, "device": setting.device, "precision": setting.precision,
             "together": setting.together, "backend": setting.backend, **commit(),
-            "started": min(task.result()["started"] for task in tasks), "finished": result["finished"],
+            "started": min(task.result()["started"] for task in tasks if task.was_run), "finished": result["finished"],
             "data_fingerprint": fingerprints(parts)}
 
 

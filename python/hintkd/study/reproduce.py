@@ -23,6 +23,7 @@ from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, write_file, write_sealed
 from hintkd.methods.hint_2019 import METHODS, teacher_stage
 from hintkd.run.cluster import Cluster
+from hintkd.run.committed import WEIGHTS, Committed
 from hintkd.run.digests import restore_descriptions
 from hintkd.run.estimate import Estimate, clear, estimate
 from hintkd.run.executor import Interpreter, LocalExecutor
@@ -206,11 +207,11 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
 
     Says before what it will take.  With `dry_run` it lists the stages and stops; `log_dir` gets curves for TensorBoard.
     """
-    runs = request.runs()
+    runs, committed = request.runs(), Committed()
     stages, tell = [stage for run in runs for stage in run.stages], partial(warn, console)
     if not dry_run:
         restore_descriptions(stages, tell)
-    plan = Plan(stages, used.setting)
+    plan = Plan(stages, used.setting, committed)
     require_whole_tests(runs)
     for path in {weights.source for stage in stages for weights in stage.weights_in if isinstance(weights.source, Path)}:
         backend.read_weights(path)                           # whether it can be read is said before anything runs
@@ -222,6 +223,8 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     todo = plan.unfinished()
     console.print(f"{request.table.title}: {counted(len(plan.tasks), 'stage')}, {len(plan.tasks) - len(todo)} of them finished",
                   highlight=False)
+    for sentence in committed.remarks(request.name, used.setting, plan.names(), plan.names(todo)):
+        tell(sentence)
     failures: dict[str, str] = {}
     clear()
     scalars = Scalars(log_dir, label) if log_dir and not dry_run else None
@@ -266,7 +269,7 @@ def require_whole_tests(runs: list[Run]) -> None:
 
 def keep(request: Request, runs: list[Run], plan: Plan, tell: Callable[[str], None], task: Task | None = None) -> None:
     """Write the records of the runs that are finished: of those that `task` belongs to, or of all."""
-    done = [run for run in runs if all(plan.task(stage).is_finished for stage in run.stages)]
+    done = [run for run in runs if record.is_done(run, plan)]
     if done and not request.is_papers:
         write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump())
     for run in done:
@@ -278,6 +281,8 @@ def listing(plan: Plan, named: dict[str, str], cost: Estimate) -> Grid:
     """The stages of a plan, for people."""
     grid = Grid("stage", Column("iterations", justify="right"), Column("time", justify="right"), Column("folder", overflow="fold"),
                 box=None, pad_edge=False)
+    todo = {task.key for task in plan.unfinished()}
     for task in plan.tasks.values():
-        grid.add_row(named[task.key], f"{task.iterations:,}", "finished" if task.is_finished else clock(cost.of(task)), str(task.folder))
+        where = WEIGHTS if task.is_finished and not task.was_run else task.folder
+        grid.add_row(named[task.key], f"{task.iterations:,}", clock(cost.of(task)) if task.key in todo else "finished", str(where))
     return grid

@@ -1,7 +1,7 @@
 """What has been done of what was asked for, and why a finished stage would run again.
 
-Each saved request is planned anew, with today's code, data and versions.  A stage whose key is no longer the one it was finished
-under is explained by the parts of the two keys that differ.
+Each saved request is planned anew, with today's code, data and versions, and so is each table whose nets lie in results/weights, as they
+were trained.  A stage whose key is no longer the one it was finished under is explained by the parts of the two keys that differ.
 """
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from hintkd import backend
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, read_json, read_sealed
+from hintkd.run.committed import MEASURED, WEIGHTS, Committed, Net, read_nets
 from hintkd.run.earlier import read_key, translated
-from hintkd.run.keys import differences
+from hintkd.run.keys import Setting, differences
 from hintkd.run.progress import counted, warn
 from hintkd.run.runner import STAGES, Plan, Task
 from hintkd.stage.program import FAILURE
 from hintkd.study.reproduce import REQUESTS, Request, labels, load_request, stage_name
+from hintkd.study.table import find_table, load_table
 
 SHOWN = 4                                   # differences that are listed
 
@@ -36,63 +39,107 @@ class State:
     detail: str = ""
 
 
-def requests(table: str | None = None) -> list[Path]:
-    """The saved requests, or those of one table.  Raises UserError if there are none."""
-    paths = [path for path in sorted(REQUESTS.glob("*.json")) if table is None or path.stem == table or path.stem.startswith(f"{table}-")]
-    if not paths:
+@dataclass(frozen=True)
+class Answer:
+    """What there is to say of a request: the state of each stage and what is wrong beside them; `damaged` or `missing` in their place."""
+    name: str
+    states: tuple[State, ...] = ()
+    remarks: tuple[str, ...] = ()
+    damaged: str = ""
+    missing: str = ""
+
+
+def answers(table: str | None = None) -> list[Answer]:
+    """Of the saved requests and of the tables whose nets are kept, or of one table.
+
+    Raises UserError if there are none, and if a request's data are missing.
+    """
+    def is_meant(name: str) -> bool:
+        return table is None or name == table or name.startswith(f"{table}-")
+    paths = [path for path in sorted(REQUESTS.glob("*.json")) if is_meant(path.stem)]
+    kept: dict[str, list[Net]] = {}
+    for net in read_nets()[0]:
+        if is_meant(net.folder) and not (REQUESTS / f"{net.folder}.json").exists():
+            kept.setdefault(net.folder, []).append(net)
+    if not paths and not kept:
         what = f"{table} was not" if table else "nothing was"
         raise UserError(f"{what} asked for in {Path.cwd()}: start with `hintkd reproduce {table or 'TABLE'}`")
-    return paths
+    return [*map(of_request, paths), *(of_kept(name, nets) for name, nets in kept.items())]
+
+
+def of_request(path: Path) -> Answer:
+    """The answer to the request that was saved here."""
+    try:
+        request, used, known = load_request(path)
+        return look(request, used.setting, known)
+    except Damaged as damage:
+        return Answer(path.stem, damaged=str(damage))
+
+
+def of_kept(name: str, nets: list[Net]) -> Answer:
+    """The answer to the request that these nets, of one folder, were trained for, with what they were trained with but on today's engine.
+
+    Where their data are not prepared it only says that they are there.
+    """
+    content = nets[0].content
+    provenance = content["provenance"]
+    own = MEASURED / name / "table.yaml"
+    try:
+        request = Request(load_table(own) if own.is_file() else find_table(content["table"]), seed=content["seed"],
+                          repeats=max(net.content["repeat"] for net in nets))
+        engine = backend.engine("torchcaffe") if provenance["backend"] == "torchcaffe" else provenance["engine"]
+        return look(request, Setting(engine=engine, **{part: provenance[part] for part in (
+            "backend", "device", "threads", "precision", "together")}), {})
+    except UserError as error:
+        return Answer(name, missing=f"{name}: {counted(len(nets), 'net')} in {WEIGHTS}, but {error}")
 
 
 def show(console: Console, table: str | None = None) -> None:
-    """Print the state of every stage of the saved requests, or of those of one table.  Raises UserError if there are none."""
-    for path in requests(table):
-        try:
-            request, found = look(path)
-        except Damaged as damage:
-            warn(console, str(damage))
+    """Print the answers."""
+    for answer in answers(table):
+        if answer.damaged or answer.missing:
+            warn(console, answer.damaged or answer.missing)
             continue
-        finished = sum(state.state == "finished" for state in found)
-        console.print(f"{request.name}: {finished} of {counted(len(found), 'stage')} finished", highlight=False)
+        finished = sum(state.state == "finished" for state in answer.states)
+        console.print(f"{answer.name}: {finished} of {counted(len(answer.states), 'stage')} finished", highlight=False)
         grid = Grid("stage", "state", "", box=None, pad_edge=False)
-        for state in found:
+        for state in answer.states:
             grid.add_row(state.name, state.state, escape(state.detail))
         console.print(grid)
+        for sentence in answer.remarks:
+            warn(console, sentence)
 
 
 def data(table: str | None = None) -> list[dict[str, Any]]:
-    """The same as JSON has it; a damaged request has what is wrong with it in the place of its stages."""
+    """The same as JSON has it; a request that cannot be looked at has what is wrong with it in the place of its stages."""
     found: list[dict[str, Any]] = []
-    for path in requests(table):
-        try:
-            request, states = look(path)
-        except Damaged as damage:
-            found.append({"name": path.stem, "damaged": str(damage)})
-        else:
-            found.append({"name": request.name, "stages": [asdict(state) for state in states]})
+    for answer in answers(table):
+        told = {"damaged": answer.damaged, "missing": answer.missing, "remarks": list(answer.remarks)}
+        stages = {} if answer.damaged or answer.missing else {"stages": [asdict(state) for state in answer.states]}
+        found.append({"name": answer.name, **stages, **{name: text for name, text in told.items() if text}})
     return found
 
 
-def look(path: Path) -> tuple[Request, list[State]]:
-    """The request that was saved here, and the state of each of its stages."""
-    request, used, known = load_request(path)
-    runs = request.runs()
-    plan = Plan([stage for run in runs for stage in run.stages], used.setting)
+def look(request: Request, setting: Setting, known: dict[str, str]) -> Answer:
+    """The answer to a request; `known` are the keys that its stages had when they were asked for, by `stage_name`."""
+    runs, committed = request.runs(), Committed()
+    plan = Plan([stage for run in runs for stage in run.stages], setting, committed)
     before = {plan.keys.key(stage): known.get(stage_name(run, i)) for run in runs for i, stage in enumerate(run.stages)}
-    return request, list(states(plan, labels(runs, plan), before))
+    remarks = committed.remarks(request.name, setting, plan.names(), plan.names(plan.unfinished()))
+    return Answer(request.name, tuple(states(plan, labels(runs, plan), before)), tuple(remarks))
 
 
 def states(plan: Plan, named: dict[str, str], before: dict[str, str | None]) -> Iterator[State]:
     """The state of every task; `before` has the keys that they had when they were asked for, by the keys they have now."""
+    todo = {task.key for task in plan.unfinished()}
     for task in plan.tasks.values():
         name, old = named[task.key], before.get(task.key)
         if is_running(task):
             yield State(name, "running", at(task))
         elif damage := what_is_damaged(task):
             yield State(name, "damaged", damage)
-        elif task.is_finished:
-            yield State(name, "finished")
+        elif task.key not in todo:
+            yield State(name, "finished", "" if task.was_run else f"in {WEIGHTS}" if task.is_finished else "recorded, weights not kept")
         elif (failure := task.folder / FAILURE).exists():
             yield State(name, "failed", why(failure))
         elif at(task):

@@ -45,7 +45,7 @@ table() {        # one of results/paper in one precision, in a workspace of that
 collect() {
   local workspace part
   for workspace in "$out"/workspace-*; do
-    for part in results/measured results/report.md runs/weights; do
+    for part in results/measured results/weights results/report.md results/report.html runs/weights; do
       [ -e "$workspace/$part" ] || continue
       mkdir -p "$results/${workspace##*-}"
       cp -r "$workspace/$part" "$results/${workspace##*-}/"

@@ -89,6 +89,15 @@ def test_all_packages_are_installed():
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"hintkd.paper"}
 
 
+def test_all_files_beside_the_code_are_installed():
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    found = [path for path in (ROOT / "python/hintkd").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert found
+    for path in found:
+        package = ".".join(path.parent.relative_to(ROOT / "python").parts)
+        assert any(path.match(pattern) for pattern in data.get(package, ())), path
+
+
 def test_every_dependency_is_pinned():
     pinned = {canonicalize_name(Requirement(line).name) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"}
     wanted = PROJECT["project"]["dependencies"] + [r for rs in PROJECT["project"]["optional-dependencies"].values() for r in rs]

@@ -295,7 +295,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as JSON, for other programs.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Render everything in results/measured: published against measured, claims, figures, and a CSV file for each table."""
+    """Render everything in results/measured: published against measured, claims, figures; as Markdown, as a page, and as CSV."""
     from hintkd.results.export import as_data
     from hintkd.results.measured import read_groups
     from hintkd.results.report import MEASURED
@@ -320,12 +320,14 @@ def render(here: Path) -> None:
     """Render the report and say where it is, as seen from the folder `here`."""
     from hintkd.extras import how_to_get
     from hintkd.results.export import FOLDER, write_csv
+    from hintkd.results.html import write_page
     from hintkd.results.measured import read_groups
     from hintkd.results.report import FIGURES, MEASURED, write_report
-    where, figures, tables = (os.path.relpath(path, here) for path in (write_report(), FIGURES, FOLDER))
+    where, figures, tables, page = (path and os.path.relpath(path, here) for path in (write_report(), FIGURES, FOLDER, write_page()))
     write_csv(read_groups(MEASURED))
     drawn = f"its figures are in {figures}" if find_spec("matplotlib") else f"it has no figures without matplotlib: {how_to_get('report')}"
-    console.print(f"the report is {where}, {drawn}, its tables as CSV in {tables}", markup=False, highlight=False, soft_wrap=True)
+    also = f"as one page it is {page}" if page else f"it is no page without Jinja2: {how_to_get('report')}"
+    console.print(f"the report is {where}, {drawn}, its tables as CSV in {tables}; {also}", markup=False, highlight=False, soft_wrap=True)
 
 
 def finish(done: bool, name: str, here: Path) -> None:

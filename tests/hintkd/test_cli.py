@@ -69,7 +69,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 # ------------------------------------------------------------------------------------------------------------------ sentences
 
-@pytest.mark.parametrize("command", ["demo", "generate", "prepare", "reproduce", "status", "report"])
+@pytest.mark.parametrize("command", ["demo", "generate", "prepare", "reproduce", "status", "verify", "report"])
 def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and len(out) > 60
@@ -119,6 +119,8 @@ def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: 
     (["prepare", "mnits"], "did you mean 'mnist'?"),
     (["prepare", "mnist", "--from", "nowhere"], "--from nowhere is not a folder"),
     (["status", "table5"], "table5 was not asked for"),
+    (["verify", "table5"], "results/weights has no nets of table5"),
+    (["verify", "--backend", "caffe"], "--backend caffe needs --caffe-python"),
     (["frobnicate"], "frobnicate"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_what_the_user_can_mend_is_one_sentence(arguments: list[str], sentence: str, workspace: Path,
@@ -257,7 +259,8 @@ def test_status_says_what_is_finished_and_why_it_would_run_again(trained: Path, 
 def test_report_renders_what_was_measured(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(trained)
     status, out, _ = run(capsys, "report")
-    assert status == 0 and "results/report.md" in out and Path("results/report.md").exists()
+    assert status == 0 and "results/report.md" in out and "as one page it is results/report.html" in out
+    assert Path("results/report.md").exists() and Path("results/report.html").exists()
 
 
 def test_an_option_makes_a_table_of_its_own(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

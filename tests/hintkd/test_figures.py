@@ -49,7 +49,7 @@ def test_every_figure_is_a_png_and_the_same_each_time(tmp_path):
 
 def test_a_curve_shows_the_iterations_that_all_nets_have():
     _, (axes,) = figures._figure(4, 3)
-    shown = figures._band(axes, "kd", [[(0, 1.0), (10, 3.0), (20, 5.0)], [(10, 5.0), (20, 7.0), (30, 9.0)]], None)
+    shown = figures.band(axes, "kd", [[(0, 1.0), (10, 3.0), (20, 5.0)], [(10, 5.0), (20, 7.0), (30, 9.0)]], None)
     (line,) = axes.get_lines()
     assert line.get_xydata().tolist() == [[10.0, 4.0], [20.0, 6.0]]
     assert sorted(shown) == [5.0, 7.0]                       # the early part does not set the range
@@ -91,7 +91,7 @@ def test_what_is_written_in_a_figure_lies_inside_it(tmp_path, drawn):
 
 def test_a_single_batchs_loss_does_not_show():
     curve = [(at, 9.0 if at == 50 else 1.0) for at in range(0, 100, 10)]
-    assert figures._smoothed(curve) == [(at, 1.0) for at in range(20, 80, 10)]
+    assert figures.smoothed(curve) == [(at, 1.0) for at in range(20, 80, 10)]
 
 
 def test_layerwise_stages_train_what_they_should():

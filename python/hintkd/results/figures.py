@@ -23,11 +23,11 @@ from matplotlib.ticker import MaxNLocator
 
 from hintkd.backend import caffe_pb2
 from hintkd.files import written
+from hintkd.results.measured import Curve
+from hintkd.results.pictures import Bar
 
 if TYPE_CHECKING:
     from hintkd.methods.stage import Stage
-
-Curve = Sequence[tuple[int, float]]
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; line styles part what shares one.
 STYLES: dict[str, tuple[str, str]] = {
@@ -42,15 +42,6 @@ EARLY = 0.6                                                  # the part of a run
 SMOOTH = 5                                                   # displays of which a training loss shows the median
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One method's results: per net, the published mean where there is one to be compared, per replication all nets together; percent."""
-    method: str
-    values: Sequence[float]
-    published: float | None = None
-    ensembles: Sequence[float] = ()
-
-
 def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]], loss: Mapping[str, Sequence[Curve]],
                 label: str = "test accuracy (%)", loss_label: str | None = None, window: tuple[float, float] | None = None) -> None:
     """Stage 2 as in figure 4: on the left the test set, on the right a loss; per method the mean over its nets and their range.
@@ -62,13 +53,13 @@ def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]],
     figure, (left, right) = _figure(12, 4.9, 2)
     if loss_label is None:
         loss_label = f"training loss, running median of {SMOOTH}"
-        loss = {method: [_smoothed(curve) for curve in curves] for method, curves in loss.items()}
+        loss = {method: [smoothed(curve) for curve in curves] for method, curves in loss.items()}
     for axes, methods, text in ((left, accuracy, label), (right, loss, loss_label)):
         ends: list[float] = []
         for method, curves in methods.items():
-            ends += _band(axes, method, curves, window)
+            ends += band(axes, method, curves, window)
         axes.set(xlabel="iteration of Stage 2", ylabel=text)
-        _count_iterations(axes)
+        count_iterations(axes)
         if ends:
             margin = 0.06 * (max(ends) - min(ends) or 1)
             axes.set_ylim(min(ends) - margin, max(ends) + margin)
@@ -96,7 +87,7 @@ def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, C
             axes.plot(*zip(*curve, strict=True), color=colour, linestyle=HINT_LINES.get(method, "-"), linewidth=1.6,
                       label=f"{method}, pair {pair}" if pair else method)
     axes.set(xlabel="iteration of Stage 1", ylabel="hint loss / largest first value at its layer", ylim=(0, None))
-    _count_iterations(axes)
+    count_iterations(axes)
     if axis:
         axes.axhspan(*axis, color="#000000", alpha=0.05, linewidth=0, label="range of the printed figure")
     figure.legend(loc="outside right center", frameon=False)
@@ -142,7 +133,7 @@ def draw_bars(path: Path, title: str, bars: Sequence[Bar], label: str = "test ac
     _save(figure, path, title)
 
 
-def _band(axes: Axes, method: str, curves: Sequence[Curve], window: tuple[float, float] | None) -> list[float]:
+def band(axes: Axes, method: str, curves: Sequence[Curve], window: tuple[float, float] | None) -> list[float]:
     """Draw the mean of some curves and their range; the values that should set the range of the axis."""
     by_iteration: dict[int, list[float]] = {}
     for curve in curves:
@@ -161,7 +152,7 @@ def _band(axes: Axes, method: str, curves: Sequence[Curve], window: tuple[float,
     return [value for iteration, values in shown.items() if iteration >= late for value in values]
 
 
-def _smoothed(curve: Curve) -> Curve:
+def smoothed(curve: Curve) -> Curve:
     """The running median of a curve: Caffe's average begins anew with each call of step, so that some displays show a single batch."""
     half = SMOOTH // 2
     return [(curve[at][0], median(value for _, value in curve[at - half:at + half + 1])) for at in range(half, len(curve) - half)]
@@ -335,7 +326,7 @@ def _figure(width: float, height: float, panels: int = 1, rows: int = 1) -> tupl
     return figure, axes
 
 
-def _count_iterations(axes: Axes) -> None:
+def count_iterations(axes: Axes) -> None:
     """Few and readable numbers on the axis of iterations."""
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

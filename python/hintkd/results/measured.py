@@ -54,6 +54,12 @@ class StageResult(_Read):
     together: int = 1                                        # how many trained side by side, this one among them
 
 
+class Weights(_Read):
+    """The trained net that is kept with a record: its caffemodel, relative to the workspace, and the digest of that."""
+    file: str
+    sha256: str
+
+
 class Provenance(_Read):
     machine: str
     cpu: str | None = None
@@ -88,6 +94,7 @@ class Record(_Read):
     wall_s: float
     stages: tuple[StageResult, ...]
     provenance: Provenance
+    weights: Weights | None = None
 
     @property
     def cell(self) -> tuple[int, int]:

@@ -13,19 +13,20 @@ from pathlib import Path
 from hintkd.experiment import Options
 from hintkd.files import write_file
 from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
-from hintkd.nets.stages import KD_LOSS
 from hintkd.results.history import Retired, read_history
 from hintkd.results.measured import Group, Judgement, Record, read_groups
-from hintkd.results.verdicts import CONFIDENCE, REPRODUCED, Spread, Verdict, overall, reproduced, spread
+from hintkd.results.pictures import pictures
+from hintkd.results.verdicts import CONFIDENCE, REPRODUCED, Spread, Verdict, overall, percent, reproduced, spread
 from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import TEACHER, Network, Table, find_table, table_names
 
 MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"), Path("results/figures")
 COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}
-TEST_LOSS = "test loss, equation 2"
 SHARED = ("Nets of one run share their teacher and Stage 1, so their spread understates the noise; `--repeats` runs complete replications, "
           "over which a verdict is then taken.")
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
+OLD_NUMERIC = ("Measured by numeric {} of the engine, whose numeric is another today: measured again, these values would differ, if in "
+               "the last digits alone.")
 ASKED = {"claims": "What is claimed", "orders": "What the printed numbers imply beside that",
          "controls": "Against KD for as many iterations (not in the paper)"}
 READING = f"""\
@@ -53,14 +54,14 @@ def write_report(root: Path = Path()) -> Path:
     Raises UserError for a damaged record.
     """
     groups = read_groups(root / MEASURED)
-    drawn = importlib.util.find_spec("matplotlib") is not None
-    pictures = {stem: _draw(group, stem, root) for stem, group in zip(_stems(groups), groups, strict=True)} if drawn else None
-    write_file(root / REPORT, render(groups, pictures, read_history(root / MEASURED)))
+    can_draw = importlib.util.find_spec("matplotlib") is not None
+    drawn = {stem: _draw(group, stem, root) for stem, group in zip(stems(groups), groups, strict=True)} if can_draw else None
+    write_file(root / REPORT, render(groups, drawn, read_history(root / MEASURED)))
     return root / REPORT
 
 
-def render(groups: Sequence[Group], pictures: Mapping[str, Sequence[tuple[str, str]]] | None, history: Sequence[Retired] = ()) -> str:
-    """The report as Markdown; `pictures` are (caption, path relative to the report) by group, None where nothing can be drawn."""
+def render(groups: Sequence[Group], drawn: Mapping[str, Sequence[tuple[str, str]]] | None, history: Sequence[Retired] = ()) -> str:
+    """The report as Markdown; `drawn` are (caption, path relative to the report) by group, None where nothing can be drawn."""
     parts = ["# Published against measured\n"]
     if not groups:
         parts.append("Nothing was measured yet: `hintkd reproduce table3 --scale 0.05` makes a beginning.\n")
@@ -69,10 +70,10 @@ def render(groups: Sequence[Group], pictures: Mapping[str, Sequence[tuple[str, s
     missing = [name for name in table_names() if name not in {group.table.name for group in groups}]
     if groups and missing:
         parts.append(f"Not measured: {', '.join(missing)}.\n")
-    if pictures is None:
+    if drawn is None:
         parts.append("There are no figures, because matplotlib is not installed: `pip install 'hintkd[report]'`.\n")
-    for stem, group in zip(_stems(groups), groups, strict=True):
-        shown = (pictures or {}).get(stem, [])
+    for stem, group in zip(stems(groups), groups, strict=True):
+        shown = (drawn or {}).get(stem, [])
         parts += [*_section(group, groups), *(f"![{caption}]({path})\n" for caption, path in shown), _evidence(group)]
     if history:
         parts += ["## History\n", "Measured once, and taken back:\n", _history(history)]
@@ -85,7 +86,7 @@ def _history(history: Sequence[Retired]) -> str:
     return _markdown(["taken back", "records", "why"], *([str(entry.retired), entry.records, entry.why] for entry in history))
 
 
-def _stems(groups: Sequence[Group]) -> list[str]:
+def stems(groups: Sequence[Group]) -> list[str]:
     """A name for each group: its folder's, numbered where a folder's records do not belong together."""
     seen: Counter[str] = Counter()
     stems = []
@@ -111,13 +112,13 @@ def _overview(groups: Sequence[Group]) -> str:
         known = [each for each in means if each is not None]
         counts = Counter[Verdict](judgement.verdict for judgement in judgements(group, groups).get("claims", []))
         tally = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in COLOURS if counts[verdict])
-        rows.append([heading(group), f"{group.scale:g}", group.conditions["device"], f"{len(group.records)} of {_expected(group)}",
+        rows.append([heading(group), f"{group.scale:g}", group.conditions["device"], f"{len(group.records)} of {expected_nets(group)}",
                      f"{sum(known)} of {len(known)}" if known else "not comparable" if not group.is_full else "none published",
                      *((tally, "") if group.is_full else ("", tally))])
     return _markdown(["table", "scale", "device", "nets measured", "means reproduced", "claims", "the same at a shortened schedule"], *rows)
 
 
-def _expected(group: Group) -> int:
+def expected_nets(group: Group) -> int:
     return len(group.repeats) * sum(1 if method == TEACHER else group.table.nets for method in group.table.methods)
 
 
@@ -134,10 +135,9 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
     table, conditions = group.table, group.conditions
     yield f"## {heading(group)}\n"
     yield f"{table.about}.  Source: {table.source}.\n" if table.about else f"Source: {table.source}.\n"
-    yield f"{_networks(table)}  {_schedule(group)}\n"
+    yield f"{networks(table)}  {schedule(group)}\n"
     if group.old_numeric:
-        yield (f"**Measured by numeric {group.old_numeric} of the engine, whose numeric is another today: measured again, these values "
-               "would differ, if in the last digits alone.**\n")
+        yield f"**{OLD_NUMERIC.format(group.old_numeric)}**\n"
     if not group.is_full:
         yield (f"**Scale {group.scale:g}: every schedule is {group.scale:g} times its length, so that these values are not comparable "
                "with published ones.**\n")
@@ -150,11 +150,11 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
         yield "Departs from the paper:\n"
         yield "".join(f"- {text}\n" for text in table.departures)
     yield values_table(group)
-    absent = _absent(group)
+    absent = missing_nets(group)
     if absent:
         yield f"Not measured: {', '.join(absent)}.\n"
     if group.ensembles:
-        yield f"{_ensembles(group)}\n"
+        yield f"{ensembles_in_words(group)}\n"
     for kind, found in judgements(group, groups).items():
         yield f"{asked(kind, group)}:\n"
         yield _claims(found, group)
@@ -162,7 +162,7 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
         yield "".join(f"- {text}\n" for text in table.notes)
 
 
-def _networks(table: Table) -> str:
+def networks(table: Table) -> str:
     def name(network: Network) -> str:
         return f"ResNet-{network.depth} ({', '.join(map(str, network.widths))} filters)"
     if table.teacher is None:
@@ -174,7 +174,7 @@ def _networks(table: Table) -> str:
     return f"Teacher {name(table.teacher)}, student {name(table.student)}{regressor}: depth falls by {100 * fall:.0f} %."
 
 
-def _schedule(group: Group) -> str:
+def schedule(group: Group) -> str:
     """The iterations of every kind of stage, as they were run."""
     run = group.table.schedule.scaled(group.scale)
     steps = " + ".join(f"{count:,}" for count in run.layerwise_iterations)
@@ -183,7 +183,7 @@ def _schedule(group: Group) -> str:
             f"{run.hint_iterations:,} at once or {steps} pair by pair{modules}; tau {group.table.tau:g}, lambda {group.table.lambda_:g}.")
 
 
-def _absent(group: Group) -> list[str]:
+def missing_nets(group: Group) -> list[str]:
     """The nets that the table has and the group has not, in words."""
     found = []
     for repeat in group.repeats:
@@ -198,11 +198,11 @@ def _absent(group: Group) -> list[str]:
     return found
 
 
-def _ensembles(group: Group) -> str:
+def ensembles_in_words(group: Group) -> str:
     """What the nets of each row are together, in a sentence that says which nets."""
     metric, table = group.table.metric, group.table
     nets = ", ".join(map(str, range(1, table.nets)))
-    values = [f"{method} " + " and ".join(f"{_percent(value, metric):.2f}" + (f" (replication {repeat})" if len(group.repeats) > 1 else "")
+    values = [f"{method} " + " and ".join(f"{percent(value, metric):.2f}" + (f" (replication {repeat})" if len(group.repeats) > 1 else "")
                                           for repeat, value in group.ensembles[method].items())
               for method in table.methods if method in group.ensembles]
     return f"Nets {nets} and {table.nets} of a row together, by the mean of their class probabilities ({metric}, %): {', '.join(values)}."
@@ -259,10 +259,6 @@ def deviation(found: Spread | None, digits: int) -> str:
     return "" if found is None or found.deviation is None else f"{found.deviation:.{digits}f}"
 
 
-def _percent(value: float, metric: str) -> float:
-    return 100 * value if metric == "accuracy" else 100 * (1 - value)
-
-
 # --------------------------------------------------------------------------------------------------------------------- claims
 
 def judgements(group: Group, groups: Sequence[Group]) -> dict[str, list[Judgement]]:
@@ -284,7 +280,7 @@ def _claims(found: Sequence[Judgement], group: Group) -> str:
         digits, published = claim_digits(each.claim, table), published_gain(each.claim, table)
         printed = "" if published is None else f"{published:+.{digits}f}"
         because = "; ".join(filter(None, [each.reason, each.caution]))
-        rows.append([f"`{each.claim.text}`", *[_words(each.claim) for _ in said], printed, *gain_cells(each, digits),
+        rows.append([f"`{each.claim.text}`", *[words(each.claim) for _ in said], printed, *gain_cells(each, digits),
                      f"**{verdict_text(each, group)}**" + (f": {because}" if because else "")])
     return _markdown(["claim", *said, "gain in the paper", "gain here", f"{PERCENT} interval", "n", "verdict"], *rows)
 
@@ -307,7 +303,7 @@ def claim_digits(claim: Claim, table: Table) -> int:
     return 3 if claim.measure else digits_of(table)
 
 
-def _words(claim: Claim) -> str:
+def words(claim: Claim) -> str:
     return claim.words + (f" ({claim.section})" if claim.section else "")
 
 
@@ -354,9 +350,9 @@ def _evidence(group: Group) -> str:
 def _options(groups: Sequence[Group]) -> str:
     default, rows = Options().as_dict(), []
     for option in OPEN_OPTIONS:
-        used = sorted({_short(group.records[0].options.get(option.name, "not recorded")) for group in groups
+        used = sorted({shown(group.records[0].options.get(option.name, "not recorded")) for group in groups
                        if has_meaning(option.name, group.table)})
-        rows.append([option.name, option.paper, option.meaning, _short(default[option.name]), ", ".join(used)])
+        rows.append([option.name, option.paper, option.meaning, shown(default[option.name]), ", ".join(used)])
     return _markdown(["option", "in the paper", "values", "default", "used here"], *rows)
 
 
@@ -369,7 +365,7 @@ def has_meaning(option: str, table: Table) -> bool:
     return needed.get(option, True)
 
 
-def _short(value: object) -> str:
+def shown(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -385,31 +381,21 @@ def _draw(group: Group, stem: str, root: Path) -> list[tuple[str, str]]:
     """Draw the group's figures; their captions, and their paths relative to the report."""
     from hintkd.results import figures
 
-    table, made = group.table, list[tuple[str, str]]()
+    table, found, made = group.table, pictures(group), list[tuple[str, str]]()
     title = f"{heading(group)}: {table.about}" if table.about else heading(group)
     label = f"test {table.metric} (%)"
-    students = [method for method in table.methods if method != TEACHER and group.of(method)]
-    full = group.is_full
 
     def path(kind: str) -> Path:
         made.append((f"{heading(group)}, {kind.replace('-', ' ')}", f"{FIGURES.name}/{stem}-{kind}.png"))
         return root / FIGURES / f"{stem}-{kind}.png"
 
-    if "bars" in table.draw and students:
+    if found.bars:
         teacher = overall(group.values(TEACHER))
-        bars = [figures.Bar(method, list(group.values(method).values()), table.row(method).published_mean if full else None,
-                            [_percent(value, table.metric) for value in group.ensembles.get(method, {}).values()]) for method in students]
-        figures.draw_bars(path("bars"), title, bars, label, teacher.mean if teacher else None, table.axis if full else None)
-    if "curves" in table.draw and students:
-        window = None if table.window is None else (table.window[0] * group.scale, table.window[1] * group.scale)
-        softened = [method for method in students if any(KD_LOSS in record.stages[-1].train for record in group.of(method))]
-        accuracy = {method: [[(at, _percent(value, table.metric)) for at, value in record.stages[-1].test.get(record.metric, [])]
-                             for record in group.of(method)] for method in students}
-        stages = {method: [record.stages[-1] for record in group.of(method)] for method in softened or students}
-        loss = {method: [stage.test.get(KD_LOSS, []) if table.test_loss else stage.loss for stage in each]
-                for method, each in stages.items()}
-        figures.draw_curves(path("curves"), title, accuracy, loss, label, TEST_LOSS if table.test_loss else None, window)
-    hints = {method: losses for method in students if (losses := group.hint_losses(group.of(method)[0]))}
-    if "hint-losses" in table.draw and hints:
-        figures.draw_hint_losses(path("hint-losses"), title, hints, table.axis if full and table.draw == ("hint-losses",) else None)
+        students = [bar for bar in found.bars if bar.method != TEACHER]
+        figures.draw_bars(path("bars"), title, students, label, teacher.mean if teacher else None, table.axis if group.is_full else None)
+    if found.metric:
+        figures.draw_curves(path("curves"), title, found.metric, found.loss, label, found.loss_label, found.window)
+    if found.hints:
+        axis = table.axis if group.is_full and table.draw == ("hint-losses",) else None
+        figures.draw_hint_losses(path("hint-losses"), title, found.hints, axis)
     return made

@@ -108,6 +108,11 @@ def verdict(gain: Spread | None) -> Verdict:
     return "holds" if low > 0 else "does not hold" if high < 0 else "within noise"
 
 
+def percent(value: float, metric: str) -> float:
+    """An accuracy, a fraction, in percent of a table's metric: itself, or the error that it leaves."""
+    return 100 * value if metric == "accuracy" else 100 * (1 - value)
+
+
 def reproduced(measured: float, published: float, metric: str) -> bool:
     """Whether a mean of full-schedule runs is within 0.3 points of the published mean, 0.05 for an error rate."""
     return round(abs(measured - published), 9) <= REPRODUCED[metric]

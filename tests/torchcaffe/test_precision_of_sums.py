@@ -16,8 +16,8 @@ from torch import Tensor
 
 import torchcaffe as caffe
 from one_layer import make, run
-from torchcaffe.step.compiled import Compiled
 from torchcaffe.layers.layout import channels_last
+from torchcaffe.step.compiled import Compiled
 from torchcaffe.step.program import Program
 from torchcaffe.train.updates import clip
 

@@ -156,6 +156,7 @@ class Updater:
         self.histories = [[torch.zeros_like(item.blob.data_slot.value()) for item in learnable] for _ in range(HISTORIES.get(rule, 1))]
         self.moving = self._moving()
         self.groups: list[Group] = []
+        self.rates: dict[tuple[float, float], Tensor] = {}  # in device memory, by (lr_mult, decay_mult), for a graph that has them in it
 
     def check(self, history: Sequence[np.ndarray], source: str) -> None:
         """Raise CaffeError if the histories of the solver state `source` are another net's or solver's."""
@@ -187,15 +188,15 @@ class Updater:
 
     def begin(self, on_device: bool = False) -> None:
         """Take the parameters as they are now, with what was written to their arrays; with `on_device`, keep rates in device memory."""
-        before, self.groups = self.groups, []
-        for number, ((lr_mult, decay_mult), members) in enumerate(self.moving.items()):
+        self.groups = []
+        for key, members in self.moving.items():
+            lr_mult, decay_mult = key
             weights = [self.learnable[i].blob.data_slot.value() for i in members]
-            rate: Rate = 0.0
-            if on_device:                                    # the same tensor as before, which a graph may have in it
-                rate = before[number].rate if number < len(before) else rate
-                rate = rate if isinstance(rate, Tensor) else weights[0].new_zeros(())
+            if on_device and key not in self.rates:
+                self.rates[key] = weights[0].new_zeros(())
             self.groups.append(Group(members, lr_mult, single(self.param.weight_decay * decay_mult), weights,
-                                     [[history[i] for i in members] for history in self.histories], rate))
+                                     [[history[i] for i in members] for history in self.histories],
+                                     self.rates[key] if on_device else 0.0))
 
     def set_rate(self, rate: float, iteration: int) -> None:
         """The learning rate of the next apply()."""

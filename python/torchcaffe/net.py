@@ -127,6 +127,10 @@ class Net(Batches):
         """Call hook(layer index) after each layer's backward."""
         self._hooks["after_backward"].append(hook)
 
+    def forget(self) -> None:
+        """Let go of what forward passes keep for backward, which then computes from what the blobs hold."""
+        self._tapes.clear()
+
     # -- forward ---------------------------------------------------------------------------------------------------
     def _forward(self, start: int, end: int) -> float:
         """Run layers start..end (indices, both included) and return their loss: the sum of tops times their diffs' loss weights."""
@@ -137,10 +141,10 @@ class Net(Batches):
             if self.debug_info:
                 debug.forward(self.graph, index)
             self._call("after_forward", index)
-        self._flush()
+        self.flush()
         return loss
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Before a user can look: bring all arrays that somebody holds up to date."""
         for node in self.graph.nodes:
             for blob in node.tops:
@@ -218,7 +222,7 @@ class Net(Batches):
             self._call("after_backward", index)
         if self.debug_info and (start, end) == (len(self.layers) - 1, 0):
             debug.all_parameters(self.graph)
-        self._flush()
+        self.flush()
 
     def _backward_layer(self, index: int) -> None:
         node = self.graph.nodes[index]
@@ -363,7 +367,7 @@ class Net(Batches):
     # -- helpers ---------------------------------------------------------------------------------------------------
     def _call(self, when: str, index: int) -> None:
         if self._hooks[when]:
-            self._flush()
+            self.flush()
         for hook in self._hooks[when]:
             hook(index)
 

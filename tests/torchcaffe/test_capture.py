@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lmdbs
 import torchcaffe as caffe
 from nets import MLP, feed, parameters, resnet8, write_solver
+from torchcaffe.graph.blob import Slot
 from torchcaffe.layers.data import Data
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select"}
@@ -51,6 +52,57 @@ def images(tmp_path):
     lmdbs.write_images(tmp_path / "lmdb", records, [i % 12 for i in range(20)])
     net = lmdbs.data_layer(tmp_path / "lmdb", 6, "crop_size: 9 mirror: true scale: 0.01 mean_value: 100") + HEAD
     return write_solver(tmp_path, net, test_iter=3, test_interval=4, base_lr=0.1)
+
+
+@contextmanager
+def recorded(graph, pool):
+    yield
+
+
+@contextmanager
+def refused(graph, pool):
+    yield
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+class Graph:
+    """Stands for a recording of a Replay: computes again and writes where the recorded pass wrote, which nobody on the host notices."""
+
+    def __init__(self, of):
+        self.of, self.tops = of, None
+
+    @torch.no_grad()
+    def replay(self):
+        tops = self.of.programs[0].tops
+        before, self.tops = dict(tops), self.tops or dict(tops)
+        with torch.enable_grad():
+            result = self.of._run()
+        self.of.result.copy_(result)
+        for name, tensor in self.tops.items():
+            tensor.copy_(tops[name])
+        tops.clear()
+        tops.update(before)
+
+
+class Stream:
+    device_index = 0
+
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """record(solver, context) lets a solver record its iterations on a CPU, inside the context."""
+    def use(solver, context=recorded):
+        replay = solver._replayed(solver.net)
+        replay.can_record = True
+        stubs = {"CUDAGraph": lambda: Graph(replay), "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": context,
+                 "device": nullcontext, "graph_pool_handle": lambda: (0, 1), "set_stream": lambda stream: None}
+        for name, stub in stubs.items():
+            monkeypatch.setattr(torch.cuda, name, stub)
+        return solver
+    return use
 
 
 @pytest.mark.parametrize("changes", [
@@ -110,6 +162,32 @@ def test_a_blob_looked_at_shows_the_last_replay(images):
     assert np.abs(array - before).max() > 1e-6 and solver.net.blobs["loss"].data.item() > 0
 
 
+def test_arrays_that_somebody_has_are_brought_up_to_date_once_a_step(images, monkeypatch):
+    solver, copies = train(images, True, (2,)), []
+    array, tested = (net.blobs["fc"].data for net in (solver.net, solver.test_nets[0]))
+    before, seen = array.copy(), tested.copy()
+    flush = Slot.flush
+    monkeypatch.setattr(Slot, "flush", lambda slot: (copies.append(slot.stale or slot._deferred is not None), flush(slot))
+                        if slot is solver.net.blobs["fc"].data_slot else flush(slot))
+    solver.step(3)                                              # with a test, at iteration 4
+    assert sum(copies) <= 2 and np.abs(array - before).max() > 1e-6 and np.abs(tested - seen).max() > 1e-6
+    fresh = train(images, False, (5,))
+    assert np.allclose(array, fresh.net.blobs["fc"].data, rtol=1e-10, atol=1e-12)
+
+
+def test_a_recorded_iteration_finds_its_rates_where_they_were(images):
+    solver = train(images, True, (1,))
+    rates = [group.rate for group in solver.updater.groups]
+    solver.apply_update()
+    solver.step(1)
+    solver.replay = False
+    solver.step(1)
+    solver.replay = True
+    solver.step(1)
+    assert rates and all(isinstance(rate, torch.Tensor) for rate in rates)
+    assert all(group.rate is rate for group, rate in zip(solver.updater.groups, rates, strict=True))
+
+
 def test_callbacks_are_called_between_gradients_and_update(images):
     solver, calls = train(images, True, (2,)), []
     solver.add_callback(lambda: calls.append("start"), lambda: calls.append("gradients"))
@@ -152,33 +230,47 @@ def test_nothing_in_a_recorded_pass_waits_for_the_device(tmp_path, images, which
     assert watch.waited == []
 
 
-@contextmanager
-def refused(graph):
-    yield
-    raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
-
-@pytest.mark.parametrize("record", [nullcontext, refused])
-def test_recording_leaves_no_trace(tmp_path, images, monkeypatch, record, capfd):
-    """With a graph that runs its passes again: warming up and recording change nothing, and every replay is one iteration."""
-    class Graph:
-        def replay(self):
-            replay._run()
-
-    class Stream:
-        def wait_stream(self, other):
-            pass
-
-    stubs = {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": record,
-             "device": nullcontext}
-    for name, stub in stubs.items():
-        monkeypatch.setattr(torch.cuda, name, stub)
+@pytest.mark.parametrize("context", [recorded, refused])
+def test_recording_leaves_no_trace(tmp_path, images, record, context, capfd):
+    """Warming up and recording change nothing, and every replay is one iteration."""
     path = write_solver(tmp_path, (tmp_path / "net.prototxt").read_text(), iter_size=2, base_lr=0.1)
-    plain, recorded = train(path, True, (0,)), train(path, True, (0,))
-    replay = recorded._replayed(recorded.net)
-    replay.can_record = True
-    for solver in (plain, recorded):
+    plain, other = train(path, True, (0,)), record(train(path, True, (0,)), context)
+    for solver in (plain, other):
         solver.step(4)
-    assert (replay.graph is not None) == (record is nullcontext) and differences(plain, recorded) == 0
-    assert ("is not replayed: operation not permitted when stream is capturing\n" in capfd.readouterr().err) == (record is refused)
-    assert [layer.cursor for layer in plain.net.layers] == [layer.cursor for layer in recorded.net.layers]
+    assert other.is_recorded == (context is recorded) and differences(plain, other) == 0
+    assert ("is not replayed: operation not permitted when stream is capturing\n" in capfd.readouterr().err) == (context is refused)
+    assert [layer.cursor for layer in plain.net.layers] == [layer.cursor for layer in other.net.layers]
+
+
+def test_displays_show_what_a_recording_writes_also_after_the_end_of_a_run(tmp_path, images, record, capfd):
+    path = write_solver(tmp_path, (tmp_path / "net.prototxt").read_text(), test_iter=3, test_interval=2, display=1, max_iter=2,
+                        snapshot_after_train=False)
+    shown = []
+    for solver in (train(path, True, (0,)), record(train(path, True, (0,)))):
+        solver.solve()
+        solver.step(3)
+        shown.append([line.split("] ", 1)[1] for line in capfd.readouterr().err.splitlines() if "Train net output" in line])
+    assert len(set(shown[0])) > 4 and shown[0] == shown[1]
+
+
+def test_blobs_computed_again_for_somebody_who_looks_are_those_of_the_last_replay(tmp_path, record):
+    path = write_solver(tmp_path, resnet8())
+    plain, other = train(path, True, (1,), fed=True), train(path, True, (0,), fed=True)
+    record(other).step(1)
+    assert "g0" not in [*other._program(other.net).tops]        # let go of
+    for _ in range(3):
+        assert np.array_equal(plain.net.blobs["g0"].data, other.net.blobs["g0"].data)
+        for solver in (plain, other):
+            solver.step(1)
+
+
+def test_what_layers_kept_for_backward_is_forgotten_before_iterations_are_recorded(images, record):
+    """A recording would meet autograd's nodes of the parameters, which belong to another stream."""
+    plain, other = train(images, True, (0,)), record(train(images, True, (0,)))
+    for solver in (plain, other):
+        solver.net.forward()
+        solver.net.backward()
+        solver.step(1)
+    assert other.is_recorded and not other.net._tapes and plain.net._tapes and differences(plain, other) == 0
+    other.net.backward()                                        # from what the blobs hold
+    assert np.abs(other.net.params["fc"][0].diff).max() > 0

@@ -39,7 +39,7 @@ def test_iterations_with_several_passes_end_with_the_same_parameters(tmp_path):
     assert np.allclose(plain.net.blobs["loss"].data, compiled.net.blobs["loss"].data, rtol=1e-10)
     with pytest.raises(CaffeError, match="not blob 'g1'; train without compiling"):
         _ = compiled.net.blobs["g1"].data
-    assert compiled._forward(compiled.net) == pytest.approx(plain._forward(plain.net), rel=1e-10)          # without gradients
+    assert float(compiled._forward(compiled.net)) == pytest.approx(float(plain._forward(plain.net)), rel=1e-10)          # without gradients
     assert np.allclose(plain.net.blobs["g1"].data, compiled.net.blobs["g1"].data)
     compiled.net.blobs["label"].data[0] = 10
     with pytest.raises(CaffeError, match="label 10 is not one of the classes"):

@@ -7,9 +7,10 @@ import torch
 
 import lmdbs
 import torchcaffe as caffe
-from nets import MLP, conv, parameters, write_solver
+from nets import MLP, conv, feed, parameters, write_solver
 from torchcaffe import formats
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph.blob import Slot
 from torchcaffe.train.together import Together, solve_together
 
 FROZEN = "param { lr_mult: 0 decay_mult: 0 } "
@@ -152,3 +153,21 @@ def test_a_net_without_a_frozen_part_trains_together_all_the_same(tmp_path):
     Together(solvers).step(3)
     alone.step(3)
     assert np.array_equal(parameters(alone.net)["ip2", 0], parameters(solvers[1].net)["ip2", 0])
+
+
+def test_a_pass_that_is_fed_does_not_read_the_input_blobs(tmp_path, monkeypatch):
+    """They lie on the host, which no recording may ask."""
+    solvers = []
+    for seed in (1, 2):
+        (tmp_path / f"{seed}").mkdir()
+        solvers.append(caffe.get_solver(write_solver(tmp_path / f"{seed}", MLP, random_seed=seed)))
+        solvers[-1].fast = solvers[-1].replay = True
+        feed(solvers[-1].net, seed=seed, classes=3)
+    group, inputs, read = Together(solvers), [], Slot.value
+    group.step(1)
+    blobs = [solver.net.blobs[name].data_slot for solver in solvers for name in solver.net.inputs]
+    monkeypatch.setattr(Slot, "value", lambda slot: (inputs.append(slot) if slot in blobs else None, read(slot))[1])
+    group.replay._run()
+    assert inputs == []
+    group.replay()
+    assert len(inputs) == len(blobs) == 4

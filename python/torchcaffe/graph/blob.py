@@ -76,9 +76,6 @@ class Slot:
     def defer(self, tops: dict[str, Tensor], name: str) -> None:
         """Take tops[name] when somebody asks, if it is still there then; nothing is kept alive until that."""
         self._deferred = (tops, name)
-        if self.host is not None:
-            self._fetch()
-            self.flush()
 
     def _fetch(self) -> None:
         if self._deferred is not None:
@@ -89,6 +86,8 @@ class Slot:
 
     def flush(self) -> None:
         """Show the tensor on the host array, if somebody has it and it is older."""
+        if self.host is not None:
+            self._fetch()
         if self.stale:
             assert self.tensor is not None and self.host is not None
             torch.from_numpy(self.host).copy_(self.tensor)

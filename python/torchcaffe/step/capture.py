@@ -7,6 +7,7 @@ test or a snapshot.  What a pass computes is program.py's Program; what happens 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchcaffe import glog
 from torchcaffe.data.images import KEEP_BYTES
 from torchcaffe.layers.data import Data
-from torchcaffe.step.program import Program
+from torchcaffe.step.program import Pass, Program
 
 Fed = dict[str, Tensor]                                 # tops that the host provides, by name
 Work = Callable[[list[list[Fed]]], Tensor | None]
@@ -43,13 +44,17 @@ class Replay:
         self.can_record = self.device.type == "cuda"
         self.result: Tensor | None = None
         self.recalls: list[bool] = []
+        self.written: list[tuple[Pass, dict[str, Tensor]]] = []         # by the graph, of each program
 
     def _room(self) -> int:
         """How many bytes a data set may take: at most half of what is free on a GPU."""
         return min(KEEP_BYTES, torch.cuda.mem_get_info(self.device)[0] // 2) if self.device.type == "cuda" else KEEP_BYTES
 
     def __call__(self) -> Tensor | None:
-        """Do the work once.  The tensor that is returned is overwritten by the next call."""
+        """Do the work once.  The tensor that is returned is overwritten by the next call.
+
+        Blobs show it when somebody asks.  Arrays that somebody has are brought up to date before somebody can look (Net.flush).
+        """
         self._prepare()
         self._feed()
         self._set_clocks()
@@ -61,9 +66,11 @@ class Replay:
         else:
             with torch.cuda.device(self.device):
                 self.graph.replay()
+            for program, written in zip(self.programs, self.written, strict=True):
+                program.repeated(*written)
         self._count()
         for program in self.programs:
-            program.show()
+            program.show(now=False)
         return self.result
 
     def _prepare(self) -> None:
@@ -111,24 +118,39 @@ class Replay:
         """Warm up, take back what that changed, and record; or find that it cannot be recorded, and say so."""
         state = [*self.state, *self.clocks, *(tensor for layer in self.layers for tensor in layer.state)]
         kept = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        for program in self.programs:
+            program.renew()
+        stream.wait_stream(here)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        here.wait_stream(stream)
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=pool):
                 self.result = self._run()
             self.graph = graph
+            self.written = [(program.last, dict(program.last)) for program in self.programs]
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:                       # an operation of a Python layer, say, that waits for its result
             self.can_record = False
-            glog.warning(f"{self.programs[0].net.source} is not replayed: {str(error).splitlines()[0]}", "capture.py:1")
+            before = error.__context__                      # what the operation said, where ending the recording failed, too
+            reason = before if isinstance(before, RuntimeError) else error
+            glog.warning(f"{self.programs[0].net.source} is not replayed: {str(reason).splitlines()[0]}", "capture.py:1")
+        finally:
+            if self.graph is None:
+                _abandon(pool, here)
         for tensor, value in zip(state, kept, strict=True):
             tensor.copy_(value)
+
+
+def _abandon(pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+    """Take back what torch leaves behind when a recording fails: its stream as the current one, and an allocator that fills its pool."""
+    torch.cuda.set_stream(stream)
+    with suppress(RuntimeError):                            # it may have stopped
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
 
 
 def why_not(program: Program) -> str | None:

@@ -78,6 +78,7 @@ class Compiled(Program):
         except RuntimeError:
             super().forward(tops)                           # where the layer itself says what is wrong, such as with a label
             raise
+        self.last = self._left
         self._left.clear()
         self._left.update(tops)
         self._left.update(zip(self.net.outputs, self._results[1 + len(self._present):], strict=True))
@@ -93,11 +94,6 @@ class Compiled(Program):
         for position, gradient in zip(self._present, self._results[1:], strict=False):
             result[position] = gradient
         return result
-
-    def show(self) -> None:
-        """As Program.show, with what is left of the pass."""
-        for name, blob in self.shown:
-            blob.data_slot.defer(self.tops if self._results is None else self._left, name)
 
     def _trace(self, tops: dict[str, Tensor]) -> Callable[..., Results]:
         """A pass on tensors like these, compiled.  It leaves no trace in parameters and states."""

@@ -83,7 +83,7 @@ class Pass(dict[str, Tensor]):
 class Program:
     """A net as a list of operations.
 
-    forward() returns the loss (a scalar tensor, or None without a loss); gradients() differentiates it.  The tops of the last pass
+    forward() returns the loss (a scalar tensor, or None without a loss); gradients() differentiates it.  The tops of the `last` pass
     are kept until the next one starts, for blobs that somebody looks at, or computed again then where no parameter is needed.
     """
 
@@ -100,7 +100,7 @@ class Program:
         planned = plan(net.graph, at_rest)
         self.operations = [op for op in planned if not op.is_idle]
         self.losses = {op: op.losses for op in self.operations if op.losses}
-        self.tops = Pass(planned, self.compute)
+        self.tops = self.last = Pass(planned, self.compute)
         readers = {name: op for op in self.operations for name in op.bottoms}         # the last of each
         for name, op in readers.items():
             if self.tops.could_again(name) and name not in op.tops and name not in op.overwrites:
@@ -141,9 +141,9 @@ class Program:
         if self.memory is not None:
             self.memory.prepare(passes)
 
-    def sources(self, which: Callable[[Layer], bool] = lambda layer: True) -> dict[str, Tensor]:
-        """What a pass starts from: the input blobs, and the next tops of those layers without bottoms that are wanted."""
-        tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs}
+    def sources(self, which: Callable[[Layer], bool] = lambda layer: True, inputs: bool = True) -> dict[str, Tensor]:
+        """What a pass starts from: the `inputs`, and the next tops of those layers without bottoms that are wanted."""
+        tops = {name: self.net.blobs[name].data_slot.value() for name in self.net.inputs if inputs}
         for op in self.operations:
             if not op.bottoms and op.nodes[0].layer.type != "Parameter" and which(op.nodes[0].layer):
                 if self.memory is not None and op is self.memory.found.source:
@@ -157,7 +157,7 @@ class Program:
         `fed` has the input blobs, whatever tops of layers without bottoms are known already, and the tops of the operations `done`.
         Without it, inputs are read from the input blobs, and the blobs show() the pass.
         """
-        tops = self.tops
+        tops = self.last = self.tops
         tops.clear()
         tops.update(fed if fed is not None else ((name, self.net.blobs[name].data_slot.value()) for name in self.net.inputs))
         if self.memory is not None and not done:
@@ -190,10 +190,29 @@ class Program:
         with torch.autocast(self.net.context.device.type, torch.bfloat16, enabled=half):
             return op.run(*bottoms) if half else op.run(*(x.float() if x.dtype == torch.bfloat16 else x for x in bottoms))
 
-    def show(self) -> None:
-        """Let the blobs have the last pass, when somebody looks; arrays that somebody has are brought up to date."""
+    def show(self, now: bool = True) -> None:
+        """Let the blobs have the last pass, when somebody looks; arrays that somebody has are brought up to date, unless not `now`."""
         for name, blob in self.shown:
-            blob.data_slot.defer(self.tops, name)
+            blob.data_slot.defer(self.last, name)
+            if now:
+                blob.data_slot.flush()
+
+    def repeated(self, last: Pass, tops: Mapping[str, Tensor]) -> None:
+        """A recording has written what it always writes: `tops` are again the last pass."""
+        self.last = last
+        last.clear()
+        last.update(tops)
+
+    def renew(self) -> None:
+        """Forget earlier passes, and what autograd knows of the parameters from these.
+
+        It keeps a node for each parameter as long as a pass that used it is kept, on the stream of that pass; a recording that met one
+        would wait for that stream, which is not being recorded.
+        """
+        self.tops.clear()
+        self.net.forget()
+        for node in self.graph.nodes:
+            node.layer.bind(node.param_need)
 
     def gradients(self, loss: Tensor | None) -> list[Tensor | None]:
         """The gradient of `loss` for every learnable parameter, None where there is none."""

@@ -100,7 +100,7 @@ class Solver:
             self._test_if_due()
             self._iterate()
             self._snapshot_if_due()
-        self._show_parameters()
+        self._show()
 
     def _begin(self, on_device: bool | None = None) -> None:
         """Before some iterations in a row: somebody may have written parameters, or looked at them."""
@@ -113,7 +113,7 @@ class Solver:
     def _test_if_due(self) -> None:
         p = self.param
         if p.test_interval and self.iter % p.test_interval == 0 and (self.iter > 0 or p.test_initialization):
-            self._show_parameters()
+            self._show()
             self.test_all()
 
     def _iterate(self) -> None:
@@ -153,7 +153,7 @@ class Solver:
         if (self.param.snapshot and self.iter % self.param.snapshot == 0) or self._request == "snapshot":
             self._request = self._request.replace("snapshot", "")
             if self.root:
-                self._show_parameters()
+                self._show()
                 self.snapshot()
 
     def solve(self, resume_file: str | Path | None = None) -> None:
@@ -204,6 +204,12 @@ class Solver:
         """What the frozen layers of the trained net are remembered in, once it is open."""
         program = self._programs.get(id(self.net))
         return program.memory if program is not None and program.recalls else None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether iterations are replayed from a recording, as they should be on a GPU once the first is done (extension)."""
+        replay = self._replayed(self.net)
+        return replay is not None and replay.graph is not None
 
     @property
     def layer_by_layer(self) -> bool:
@@ -276,7 +282,8 @@ class Solver:
         if program is not None:
             program.refresh()
 
-    def _forward(self, net: Net) -> float:
+    def _forward(self, net: Net) -> Tensor | float:
+        """The loss of a pass without gradients; the host does not wait for one that a program computes."""
         program = self._program(net)
         if program is None:
             return net._forward(0, len(net.layers) - 1)
@@ -286,7 +293,7 @@ class Solver:
         else:
             with torch.no_grad():
                 loss = program.forward()
-        return 0.0 if loss is None else float(loss)
+        return 0.0 if loss is None else loss
 
     def _pass(self) -> list[Tensor | None]:
         """iter_size forward and backward passes: the sum of their gradients, one entry per learnable parameter."""
@@ -339,7 +346,7 @@ class Solver:
         self.updater.begin()
         self._set_rate()
         self._update([item.blob.diff_value() for item in self.learnable])
-        self._show_parameters()
+        self._show()
 
     def _update(self, gradients: list[Tensor | None]) -> None:
         changes = self.updater.apply(gradients)
@@ -348,10 +355,11 @@ class Solver:
                 self.learnable[i].blob.diff_slot.assign(change)
                 self.learnable[i].blob.data_slot.publish()
 
-    def _show_parameters(self) -> None:
-        """Before somebody can look: bring the arrays of parameters that somebody holds up to date."""
+    def _show(self) -> None:
+        """Before somebody can look: bring the arrays that somebody holds up to date."""
         for item in self.learnable:
             item.blob.data_slot.publish()
+        self.net.flush()
 
     # -- tests and displays ----------------------------------------------------------------------------------------
     def test_all(self) -> None:
@@ -364,15 +372,18 @@ class Solver:
         net.share_with(self.net)
         self._refresh(net)
         totals: list[Tensor] = []
-        total_loss, batches = 0.0, self.param.test_iter[index]
+        total_loss: Tensor | float = 0.0
+        batches = self.param.test_iter[index]
         if batches < 1:                                      # how tests are switched off
             return
         for _ in range(batches):
-            total_loss += self._forward(net)
-            values = [net.blobs[name].data_slot.value().detach().double() for name in net.outputs]
+            loss = self._forward(net)
+            total_loss = total_loss + (loss.double() if isinstance(loss, Tensor) else loss)
+            values = [net.blobs[name].data_slot.value().to(torch.float64, copy=True) for name in net.outputs]
             totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
+        net.flush()
         if self.param.test_compute_loss:
-            glog.info(f"Test loss: {total_loss / batches:g}", "solver.cpp:390")
+            glog.info(f"Test loss: {float(total_loss) / batches:g}", "solver.cpp:390")
         glog.outputs("Test", dict(zip(net.outputs, (t / batches for t in totals), strict=True)), net.blob_loss_weights, "solver.cpp:397")
 
     def _is_displayed(self) -> bool:

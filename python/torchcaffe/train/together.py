@@ -66,7 +66,7 @@ class Together:
                     solver._count(loss)
                     solver._snapshot_if_due()
         for solver in self.solvers:
-            solver._show_parameters()
+            solver._show()
 
     # -- one iteration ---------------------------------------------------------------------------------------------
     def _iteration(self, fed: list[list[Fed]] | None) -> Tensor:
@@ -88,8 +88,10 @@ class Together:
         """What each solver's pass starts from: its records, and the shared tops of them."""
         known: list[Fed] = []
         for number, program in enumerate(self.programs):
-            given = feds[number] if feds is not None else {}
-            known.append({**program.sources(lambda layer: feds is None or not layer.needs_host), **given})
+            if feds is None:
+                known.append(program.sources())
+            else:                                           # the rest, with which a recording meets nothing of the host
+                known.append({**program.sources(lambda layer: not layer.needs_host, inputs=False), **feds[number]})
         asked = self.shared[0]
         if self._recalls:
             recalled = [memory.recall(tops) for memory, tops in zip(self._memories, known, strict=True)]

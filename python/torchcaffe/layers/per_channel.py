@@ -252,5 +252,6 @@ def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         return y
     like = scale if scale is not None else shift
     assert like is not None
-    like = like.detach()
-    return torch.native_batch_norm(x, scale, shift, torch.zeros_like(like), torch.ones_like(like), False, 0.0, 0.0)[0]
+    ones = torch.ones_like(like.detach())
+    scale = ones if scale is None else scale                # which CUDA's kernels do not do without
+    return torch.native_batch_norm(x, scale, shift, torch.zeros_like(ones), ones, False, 0.0, 0.0)[0]

@@ -33,12 +33,15 @@ class Slot:
 
     A fixed slot (a parameter) keeps one tensor for life, and on the CPU its host array is that tensor's memory.  Any other slot (an
     activation) takes whatever tensor its producer assigns.  Between two moments in which a user can look, the host array may be older
-    than the tensor (`stale`); whoever hands control back to the user flushes first.
+    than the tensor (`stale`); whoever hands control back to the user flushes first.  `layout` is that of a fixed slot's tensor.
     """
 
-    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype, fixed: bool = False):
-        self.shape, self.device, self.dtype, self.fixed = shape, device, dtype, fixed
-        self.tensor: Tensor | None = torch.zeros(shape, device=device, dtype=dtype) if fixed else None
+    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype, fixed: bool = False,
+                 layout: torch.memory_format = torch.contiguous_format):
+        self.shape, self.device, self.dtype, self.fixed, self.layout = shape, device, dtype, fixed, layout
+        self.tensor: Tensor | None = None
+        if fixed:
+            self.tensor = torch.empty(shape, device=device, dtype=dtype, memory_format=layout).zero_()
         self.host: np.ndarray | None = None
         self.stale = False
         self._deferred: tuple[dict[str, Tensor], str] | None = None
@@ -125,10 +128,11 @@ class Slot:
 class Blob:
     """pycaffe's Blob: `data` and `diff` are live arrays of `shape`; float32 except in nets built in another number type."""
 
-    def __init__(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype, fixed: bool = False):
+    def __init__(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype, fixed: bool = False,
+                 layout: torch.memory_format = torch.contiguous_format):
         dims = check_shape(shape)
-        self.data_slot = Slot(dims, device, dtype, fixed)
-        self.diff_slot = Slot(dims, device, dtype, fixed)
+        self.data_slot = Slot(dims, device, dtype, fixed, layout)
+        self.diff_slot = Slot(dims, device, dtype, fixed, layout)
 
     @property
     def shape(self) -> Shape:

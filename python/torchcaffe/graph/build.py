@@ -113,6 +113,7 @@ class _Builder:
         self.available: set[str] = set()
         self.blob_need: dict[int, bool] = {}            # id(blob) -> some layer below it learns
         self.names: dict[str, int] = {}                 # ParamSpec.name -> position in learnable
+        self.viewed = {spec.name for message in param.layer for spec in message.param if spec.share_mode == spec.PERMISSIVE}
 
     def run(self) -> Graph:
         for message in self.param.layer:
@@ -201,8 +202,8 @@ class _Builder:
     def _parameters(self, node: Node, message: caffe_pb2.LayerParameter) -> None:
         layer = node.layer
         if not layer.blobs:
-            for shape, _ in layer.declared:
-                layer.blobs.add_blob(*shape)
+            for i, (shape, _) in enumerate(layer.declared):
+                layer.blobs.append(Blob(shape, self.context.device, self.context.dtype, True, self._layout(message, i, shape)))
         count = len(layer.blobs)
         layer.require(len(message.param) <= count, f"{len(message.param)} param blocks for {count} parameter(s)")
         # whether a layer needs backward is read from what is written in the net, not from what the layer adds (BatchNorm)
@@ -214,6 +215,15 @@ class _Builder:
             node.owners.append(self._parameter(layer, i, spec))
         layer.blobs.changed = False
         layer.bind(node.param_need)
+
+    def _layout(self, message: caffe_pb2.LayerParameter, index: int, shape: Shape) -> torch.memory_format:
+        """On a GPU weights of convolutions lie as cuDNN takes them, or it would copy them for every convolution, unless they are viewed.
+
+        Their gradients and histories are laid out alike, which is what lets torch update all parameters in one kernel.
+        """
+        viewed = index < len(message.param) and message.param[index].name in self.viewed       # by others, in another shape
+        last = self.context.device.type == "cuda" and len(shape) == 4 and not viewed
+        return torch.channels_last if last else torch.contiguous_format
 
     def _parameter(self, layer: Layer, index: int, spec: caffe_pb2.ParamSpec) -> int:
         """Draw a parameter, or share it; the position of the one that learns."""

@@ -24,6 +24,8 @@ class BatchNorm(Layer):
     use_global_stats: false updates them in TEST too.  Caffe: batch_norm_layer.cpp.
     """
 
+    batch: tuple[Tensor, Tensor] | None = None          # zeros for the batch's mean and variance where step/statistics.py adds them up
+
     def setup(self, x: Shape) -> None:
         p = self.param.batch_norm_param
         self.require(len(x) >= 2, f"needs a channel axis, but the bottom has shape {x}")
@@ -59,11 +61,21 @@ class BatchNorm(Layer):
             y = self._by_stored(x, weight, bias)
             return F.relu_(y) if relu else y
         mean, variance, factor = (p.detach() for p in self.params)
-        y, batch_mean, batch_variance = normalise(x, weight, bias, self.eps, relu, own, own_gradient, self.context.traced)
         count = x.numel() // self.channels
+        if self.batch and x.device.type == "cuda":           # its kernels leave the statistics where they are collected
+            y = torch.native_batch_norm(x, weight, bias, *self.batch, True, 1.0, self.eps)[0]
+            if count == 1:                                   # one value per channel: 0 / 0 there, 0 in Caffe
+                self.batch[1].data.zero_()                   # unseen by autograd, which keeps it for gradients by stored statistics
+            return y.relu_() if relu else y
+        y, batch_mean, batch_variance = normalise(x, weight, bias, self.eps, relu, own, own_gradient, self.context.traced)
+        unbiased = count / max(count - 1, 1)
+        if self.batch:
+            self.batch[0].copy_(batch_mean)
+            self.batch[1].copy_(batch_variance * unbiased)
+            return y
         torch._foreach_mul_([mean, variance, factor], self.fraction)
         mean.add_(batch_mean)
-        variance.add_(batch_variance, alpha=count / max(count - 1, 1))
+        variance.add_(batch_variance, alpha=unbiased)
         factor.add_(1)
         return y
 

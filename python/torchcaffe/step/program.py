@@ -20,6 +20,7 @@ from torchcaffe.step.folding import Folded, FoldedSum
 from torchcaffe.step.memory import keep_freed
 from torchcaffe.step.operations import Operation, Tops, plan
 from torchcaffe.step.remembered import Remembered, remembered, tell
+from torchcaffe.step.statistics import Statistics
 
 # Layers that may compute on bfloat16 with a precision of bf16; all others are given float32.
 HALF = {"Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "ReLU", "PReLU", "Pooling", "Eltwise", "Concat",
@@ -107,6 +108,7 @@ class Program:
                 op.releases.append(name)
         self.shown = [(name, blob) for name, blob in net.blobs.items() if name not in net.inputs]
         self.memory: Remembered | None = None
+        self.statistics = Statistics(net.graph, net.context.device, net.context.dtype)
         self.learned = [(node.layer, i, node.owners[i])
                         for node in self.graph.nodes if node.need_backward
                         for i, need in enumerate(node.param_need) if need]
@@ -163,6 +165,14 @@ class Program:
         if self.memory is not None and not done:
             done = self.memory.recall(tops)
         held = {name for name, blob in self.shown if blob.data_slot.host is not None}         # arrays that are to show the pass
+        with nullcontext() if self.net.context.traced else self.statistics.collected():
+            loss = self._operate(tops, held, done)
+        if fed is None:
+            self.show()
+        return loss
+
+    def _operate(self, tops: Pass, held: Set[str], done: Collection[Operation]) -> Tensor | None:
+        """The operations of a pass and their loss; `held`: names of blobs that somebody looks at."""
         loss: Tensor | None = None
         for op in self.operations:
             if op in done or (not op.bottoms and all(name in tops for name in op.tops)):
@@ -178,8 +188,6 @@ class Program:
                 if name not in held:
                     tops.pop(name, None)
             tops.update(kept)
-        if fed is None:
-            self.show()
         return loss
 
     def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops:

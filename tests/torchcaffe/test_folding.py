@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import torchcaffe as caffe
 from nets import conv, feed, parameters, resnet8, write_solver, zero_padded
@@ -151,6 +152,44 @@ def test_blocks_that_end_in_one_kernel_give_the_same_bits(tmp_path, monkeypatch)
         tops.append([program.tops[name].numpy().copy() for name in ("g2", "fc")])
     assert all(np.array_equal(a, b) for a, b in zip(*tops, strict=True))
     assert np.allclose(net.forward(blobs=["g2"])["g2"], tops[0][0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def by_cudnn(monkeypatch):
+    """by_cudnn(program, refuses) lets frozen convolutions call cuDNN's fused ones, which compute what they should, or refuse."""
+    called = []
+
+    def use(program, refuses=False):
+        def fused(x, weight, other, alpha, bias, stride, padding, dilation, groups):
+            called.append(x.shape)
+            if refuses:
+                raise RuntimeError("no engine for this\nand more")
+            return F.relu(F.conv2d(x, weight, bias, stride, padding, dilation, groups) + alpha * other)
+        monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
+        monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda x, weight, *rest: fused(x, weight, torch.zeros(()), 1, *rest))
+        for op in program.operations:
+            for run in (op.run, getattr(op.run, "folded", None)):
+                if isinstance(run, Folded):
+                    run.on_gpu = True
+        return called
+    return use
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_cudnn_s_fused_convolutions_are_given_what_they_take_and_may_refuse(tmp_path, by_cudnn, refuses, capfd):
+    path = tmp_path / "net.prototxt"
+    path.write_text(resnet8(batch=4))
+    net = single(path)
+    expected = {name: array.copy() for name, array in net.forward(blobs=["g0", "g1", "g2", "fc"]).items()}
+    program = Program(net)
+    called = by_cudnn(program, refuses)
+    for _ in range(2):
+        with torch.no_grad():
+            program.forward()
+    assert all(np.allclose(net.blobs[name].data, expected[name], rtol=1e-4, atol=1e-4) for name in expected)
+    assert len(called) == (7 if refuses else 14)                        # first, three times a and b; a second time unless it was in vain
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == (7 if refuses else 0) and all(line.endswith("without what follows it: no engine for this") for line in lines)
 
 
 def test_blobs_inside_such_blocks_show_what_they_held(tmp_path):

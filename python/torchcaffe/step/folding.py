@@ -1,8 +1,8 @@
 """Convolutions with the BatchNorm and Scale behind them folded into their weights.
 
 Where stored statistics are used and nothing is learned, as in a teacher inside a student's net and in every TEST net,
-BatchNorm and Scale are one factor and one shift per channel.  They cost nothing once they are part of the convolution.  Nor do, on
-CPUs, a ReLU and the sum at the end of a residual block, which oneDNN computes while a convolution's top is still in the registers.
+BatchNorm and Scale are one factor and one shift per channel.  They cost nothing once they are part of the convolution.  Nor do a
+ReLU and the sum at the end of a residual block, which oneDNN and cuDNN compute while a convolution's top is still in the registers.
 """
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchcaffe import glog
 from torchcaffe.graph.build import Node
 from torchcaffe.layers.layout import channels_last
 from torchcaffe.layers.norm import BatchNorm
@@ -46,8 +47,11 @@ class Folded:
         assert isinstance(convolution, Convolution) and isinstance(norm, BatchNorm)
         self.convolution, self.norm, self.scale, self.relu = convolution, norm, chain[2].layer, len(chain) == 4
         context = convolution.context
-        self.fuses = (torch.backends.mkldnn.is_available() and context.device.type == "cpu" and context.dtype == torch.float32
-                      and context.precision == "fp32" and convolution.spatial == 2)
+        self.on_gpu = context.device.type == "cuda"
+        known = (torch.backends.cudnn.is_available() and not convolution.subsamples if self.on_gpu
+                 else torch.backends.mkldnn.is_available() and context.precision == "fp32")
+        self.fuses = known and context.dtype == torch.float32 and convolution.spatial == 2
+        self.kind = torch.bfloat16 if self.on_gpu and context.precision == "bf16" else context.dtype     # autocast would convert every time
         self.geometry = convolution.pad, convolution.stride, convolution.dilation, convolution.param.convolution_param.group
         self.weight: Tensor | None = None
         self.refresh()
@@ -60,26 +64,56 @@ class Folded:
         gain = gamma * (variance + self.norm.eps).rsqrt()
         folded = weight * gain.reshape(-1, *[1] * (weight.dim() - 1)), beta - (mean - bias[0] if bias else mean) * gain
         if self.weight is None:
-            self.weight, self.bias = folded
+            self.weight, self.bias = (x.to(self.kind) for x in folded)
         else:                                               # in their place, which a recorded pass reads
             self.weight.copy_(folded[0])
             self.bias.copy_(folded[1])
 
-    def fuses_now(self, x: Tensor) -> bool:
-        """Whether oneDNN computes what follows the convolution of x together with it."""
-        return self.fuses and len(x) >= FULL_BATCH and not self.convolution.context.traced
+    def fused(self, x: Tensor, other: Tensor | None = None, relu: bool = True) -> Tensor | None:
+        """relu(convolution(x) + b), or [relu](convolution(x) + b + other), over `other` on a CPU, in one kernel; None if there is none."""
+        if not self.fuses or self.convolution.context.traced:
+            return None
+        x = channels_last(x)
+        if self.on_gpu:
+            return self._by_cudnn(x, other) if relu else None
+        if len(x) < FULL_BATCH:
+            return None
+        y: Tensor
+        if other is None:
+            y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "relu", [], "")
+        else:
+            y = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, self.weight, self.bias, *self.geometry, "add", 1.0,
+                                                                "relu" if relu else None, [], "")
+        return y
+
+    def _by_cudnn(self, x: Tensor, other: Tensor | None) -> Tensor | None:
+        """With ReLU; None, and never asked again, if cuDNN refuses."""
+        pad, stride, dilation, group = self.geometry
+        assert self.weight is not None
+        x = x.to(self.kind)
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, self.weight, self.bias, stride, pad, dilation, group)
+            return torch.cudnn_convolution_add_relu(x, self.weight, other.to(self.kind), 1, self.bias, stride, pad, dilation, group)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.fuses = False
+            why = str(error).splitlines()[0]
+            glog.warning(f"layer '{self.convolution.name}' is computed without what follows it: {why}", "folding.py:1")
+            return None
 
     def __call__(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        if self.relu and self.fuses_now(x):
-            y: Tensor = torch.ops.mkldnn._convolution_pointwise(channels_last(x), self.weight, self.bias, *self.geometry, "relu", [], "")
+        y = self.fused(x) if self.relu else None
+        if y is not None:
             return y
         y = self.convolution.convolve(x, self.weight, self.bias)
         return F.relu_(y) if self.relu else y
 
 
 class FoldedSum:
-    """[relu](folded(x) + other), over `other` where oneDNN does it."""
+    """[relu](folded(x) + other), over `other` where oneDNN computes it."""
 
     def __init__(self, folded: Folded, relu: bool):
         self.folded, self.relu = folded, relu
@@ -89,9 +123,8 @@ class FoldedSum:
         self.folded.refresh()
 
     def __call__(self, x: Tensor, other: Tensor) -> Tensor:
-        folded = self.folded
-        if folded.fuses_now(x):
-            return torch.ops.mkldnn._convolution_pointwise_.binary(other, channels_last(x), folded.weight, folded.bias, *folded.geometry,
-                                                                   "add", 1.0, "relu" if self.relu else None, [], "")
-        y = folded(x).add_(other)
+        y = self.folded.fused(x, other, self.relu)
+        if y is not None:
+            return y
+        y = self.folded(x).add_(other)
         return F.relu_(y) if self.relu else y

@@ -7,12 +7,15 @@ that train together draw apart, except for what they must agree on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from torchcaffe import glog
 
 WEYL = 0x9E3779B97F4A7C15 - 2**64                                       # as signed 64-bit integers, which is what torch has
 MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -46,9 +49,14 @@ class Streams:
         Number i of a pass is hash(hash(key, pass), i), with the finishing steps of SplitMix64 as the hash (Steele et al. 2014).
         """
         key = self._key(purpose, layer, 0) % 2**63
-        start = mixed(torch.as_tensor(index, dtype=torch.int64, device=device) * WEYL + key)
-        bits = mixed(torch.arange(prod(shape), device=device) * WEYL + start)
-        return ((bits >> 40) & 0xFFFFFF).to(torch.float32).mul_(2.0**-24).reshape(tuple(shape))
+        now, numbers = torch.as_tensor(index, dtype=torch.int64, device=device), torch.arange(prod(shape), device=device)
+        drawn = (_kernel() if numbers.is_cuda else None) or _drawn
+        return drawn(numbers, now, key=key).to(torch.float32).mul_(2.0**-24).reshape(tuple(shape))
+
+
+def _drawn(numbers: Tensor, now: Tensor, key: int) -> Tensor:
+    """24 bits for each number of a pass, as int64."""
+    return (mixed(numbers * WEYL + mixed(now * WEYL + key)) >> 40) & 0xFFFFFF
 
 
 def mixed(z: Tensor) -> Tensor:
@@ -56,3 +64,29 @@ def mixed(z: Tensor) -> Tensor:
     for shift, factor in MIX:
         z = (z ^ ((z >> shift) & (1 << (64 - shift)) - 1)) * factor
     return z ^ ((z >> 31) & (1 << 33) - 1)
+
+
+# _drawn as CUDA compiles it, and any C++ compiler
+CODE = f"""
+template <typename T> T mixed(T number) {{
+  unsigned long long z = number;
+{"".join(f"  z = (z ^ z >> {shift}) * {factor % 2**64}ull;{chr(10)}" for shift, factor in MIX)}  return z ^ z >> 31;
+}}
+template <typename T> T drawn(T number, T pass, T key) {{
+  const unsigned long long weyl = {WEYL % 2**64}ull;
+  unsigned long long bits = mixed<T>(number * weyl + mixed<T>(pass * weyl + key));
+  return bits >> 40;
+}}
+"""
+
+
+@cache
+def _kernel() -> Callable[..., Tensor] | None:
+    """_drawn as one CUDA kernel in the place of thirty, or None where torch cannot compile it; the numbers are the same."""
+    kernel: Callable[..., Tensor] = torch.cuda.jiterator._create_jit_fn(CODE, key=0)
+    try:
+        kernel(*torch.zeros((2, 1), dtype=torch.int64, device="cuda"))
+    except RuntimeError as error:
+        glog.warning(f"random numbers take thirty kernels each: {str(error).splitlines()[0]}", "streams.py:1")
+        return None
+    return kernel

@@ -1,11 +1,15 @@
 """Random numbers as functions: the same for equal arguments, unrelated for different ones, uniform."""
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
 
-from torchcaffe.streams import Streams
+from torchcaffe.streams import CODE, Streams
 
 ARGUMENTS = [(1, "dropout", "drop1", 0), (2, "dropout", "drop1", 0), (1, "transform", "drop1", 0),
              (1, "dropout", "drop2", 0), (1, "dropout", "drop1", 1)]
@@ -32,6 +36,18 @@ def test_uniform_is_the_hash_it_says_it_is():
 def test_a_pass_counted_in_a_tensor_draws_the_same():
     streams = Streams(3)
     assert torch.equal(streams.uniform("a", "b", 12, (5,)), streams.uniform("a", "b", torch.tensor(12), (5,)))
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+def test_what_a_gpu_compiles_draws_the_same(tmp_path):
+    streams, (passed, count) = Streams(3), (12, 1000)
+    key = streams._key("a", "b", 0) % 2**63
+    (tmp_path / "drawn.cpp").write_text(CODE + f"""
+#include <cstdio>
+int main() {{ for (long i = 0; i < {count}; i++) std::printf("%ld\\n", drawn<long>(i, {passed}, {key})); }}""")
+    subprocess.run([os.environ.get("CXX", "g++"), "-o", tmp_path / "drawn", tmp_path / "drawn.cpp"], check=True)
+    found = subprocess.run([tmp_path / "drawn"], capture_output=True, text=True, check=True).stdout.split()
+    assert [int(bits) / 2**24 for bits in found] == streams.uniform("a", "b", passed, (count,)).tolist()
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)

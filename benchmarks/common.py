@@ -25,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import handwritten
 import torchcaffe as caffe
+from data_prep.split import Split, silent
+from data_prep.write import write_dataset
 from hintkd.backend import caffe_pb2, environment, write_text
 from hintkd.experiment import DATASETS, Experiment, Options, ResNet
 from hintkd.nets import stages as nets
@@ -52,12 +54,24 @@ def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BAT
     return net
 
 
-def solver(net: caffe_pb2.NetParameter, folder: Path, fast: bool = True, compiled: bool = False) -> Any:
-    """A solver of the net, which it starts with seed 1, whatever the way it runs."""
+def noise(folder: Path, count: int) -> Experiment:
+    """The KD experiment on `count` records of noise, prepared as CIFAR-10 is: padded, with mean files, for random crops and mirroring."""
+    random = np.random.default_rng(0)
+    train, test = (Split(random.integers(0, 256, (n, 3, side, side), np.uint8), random.integers(0, 10, n).astype(np.int32))
+                   for n, side in ((count, 40), (400, 32)))
+    write_dataset(folder / "data", {"train": train, "test": test}, train.mean(), {"dataset": "noise"}, silent)
+    files = {f"{part}_{kind}": str(folder / f"data/{part}_{name}") for part in ("train", "test")
+             for kind, name in (("lmdb", "lmdb"), ("mean", "mean.binaryproto"))}
+    return replace(EXPERIMENT, options=Options(), dataset=replace(EXPERIMENT.dataset, **files))
+
+
+def solver(net: caffe_pb2.NetParameter, folder: Path, fast: bool = True, compiled: bool = False, **settings: Any) -> Any:
+    """A solver of the net, which it starts with seed 1, whatever the way it runs; `settings` are fields of its prototxt."""
     (folder / "net.prototxt").write_text(write_text(net))
-    (folder / "solver.prototxt").write_text(write_text(caffe_pb2.SolverParameter(
-        net=str(folder / "net.prototxt"), type="SGD", base_lr=handwritten.RATE, lr_policy="fixed", momentum=handwritten.MOMENTUM,
-        weight_decay=handwritten.DECAY, random_seed=1, max_iter=10**6, snapshot_after_train=False)))
+    (folder / "solver.prototxt").write_text(write_text(caffe_pb2.SolverParameter(**{
+        "net": str(folder / "net.prototxt"), "type": "SGD", "base_lr": handwritten.RATE, "lr_policy": "fixed",
+        "momentum": handwritten.MOMENTUM, "weight_decay": handwritten.DECAY, "random_seed": 1, "max_iter": 10**6,
+        "snapshot_prefix": str(folder / "snapshot"), "snapshot_after_train": False, **settings})))
     result = caffe.get_solver(str(folder / "solver.prototxt"))
     result.fast, result.compile = fast, compiled
     for name, blobs in result.net.params.items():            # a teacher that was never trained: statistics of 0 and 1

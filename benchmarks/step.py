@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,9 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import handwritten
 from common import BATCH, ROOT, seconds
-from data_prep.split import Split, silent
-from data_prep.write import write_dataset
-from hintkd.experiment import Options, ResNet
+from hintkd.experiment import ResNet
 from hintkd.nets import stages as nets
 
 NETS = {"resnet8": (ResNet(8), None), "resnet8-wide": (ResNet(8, common.WIDE), None), "resnet14-kd": (ResNet(14), ResNet(26))}
@@ -234,15 +231,10 @@ def measure_data(pairs: int) -> dict[str, list[float]]:
 
     Padded records as for CIFAR-10, random crops, mirror and mean file; the data layer's own forward pass is timed inside the step.
     """
-    random, count = np.random.default_rng(0), (2 * pairs + 4) * BATCH
-    train, test = (Split(random.integers(0, 256, (n, 3, side, side), np.uint8), random.integers(0, 10, n).astype(np.int32))
-                   for n, side in ((count, 40), (100, 32)))
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "data"
-        write_dataset(folder, {"train": train, "test": test}, train.mean(), {"dataset": "noise"}, silent)
-        x = replace(common.EXPERIMENT, options=Options())
-        dataset = replace(x.dataset, train_lmdb=str(folder / "train_lmdb"), train_mean=str(folder / "train_mean.binaryproto"))
-        trained = common.solver(nets.plain_net(x, ResNet(8), dataset), Path(temporary))
+    count = (2 * pairs + 4) * BATCH
+    with TemporaryDirectory() as folder:
+        x = common.noise(Path(folder), count)
+        trained = common.solver(nets.plain_net(x, ResNet(8), x.dataset), Path(folder))
         layer, spent = trained.net.layers[0], [0.0]
         read = layer.forward
 

@@ -131,7 +131,7 @@ class Replay:
             with torch.cuda.graph(graph, pool=pool):
                 self.result = self._run()
             self.graph = graph
-            self.written = [(program.last, dict(program.last)) for program in self.programs]
+            self.written = [(program.last, {name: top.detach() for name, top in program.last.items()}) for program in self.programs]
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:                       # an operation of a Python layer, say, that waits for its result

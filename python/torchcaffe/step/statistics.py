@@ -25,7 +25,8 @@ class Statistics:
 
     def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype):
         uses = Counter(owner for node in graph.nodes for owner in node.owners)
-        self.layers = [node.layer for node in graph.nodes if collects(device) and isinstance(node.layer, BatchNorm) and not node.layer.stored
+        nodes = graph.nodes if collects(device) else []
+        self.layers = [node.layer for node in nodes if isinstance(node.layer, BatchNorm) and not node.layer.stored
                        and all(uses[owner] == 1 for owner in node.owners)]
         sizes = [layer.channels for layer in self.layers for _ in range(2)]
         self.found = torch.zeros(sum(sizes), device=device, dtype=dtype)

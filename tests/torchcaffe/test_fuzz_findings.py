@@ -42,7 +42,7 @@ def solver(folder: Path, settings: str, rule: str = "SGD") -> caffe.Solver:
 
 @pytest.mark.parametrize(("settings", "steps", "rate"), [
     ('lr_policy: "sigmoid" gamma: 3e38 stepsize: 8', 1, 0),
-    ('lr_policy: "inv" gamma: -1 power: 0.75', 1, np.inf),
+    ('lr_policy: "inv" gamma: 3e38 power: -9', 1, np.inf),
     ('lr_policy: "poly" power: 0.5', 1, np.inf),                        # (1 - 1 / 0) ^ 0.5, as max_iter is missing
     ('lr_policy: "poly" max_iter: 2 power: 0.5', 3, np.nan),            # once a complex number
     ('lr_policy: "exp" gamma: 1e38', 9, np.inf),

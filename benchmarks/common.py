@@ -28,8 +28,10 @@ import torchcaffe as caffe
 from data_prep.split import Split, silent
 from data_prep.write import write_dataset
 from hintkd.backend import caffe_pb2, environment, write_text
-from hintkd.experiment import DATASETS, Experiment, Options, ResNet
+from hintkd.experiment import DATASETS, Experiment, Options, Trained
+from hintkd.methods.hint_2019 import kd
 from hintkd.nets import stages as nets
+from hintkd.nets.resnet import ResNet
 from hintkd.stage.program import machine
 from hintkd.study.record import commit
 
@@ -38,15 +40,14 @@ PAGE = ROOT / "docs/performance.md"
 BATCH = 128
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}       # as torchcaffe sets them, for the processes that measure
 WIDE = (64, 128, 256)
-EXPERIMENT = Experiment(method="kd", dataset=DATASETS["cifar10"], student=ResNet(14), teacher=ResNet(26), options=Options(mean="none"),
-                        tau=handwritten.TAU, lambda_=handwritten.LAMBDA)
+EXPERIMENT = Experiment(kd, DATASETS["cifar10"], ResNet(14), options=Options(mean="none"), tau=handwritten.TAU, lambda_=handwritten.LAMBDA)
 
 
 # -- nets --------------------------------------------------------------------------------------------------------------------
 def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BATCH) -> caffe_pb2.NetParameter:
     """The training net of a ResNet, alone or under a teacher, fed by Input layers "data" and "label"."""
-    x = replace(EXPERIMENT, student=student, teacher=teacher or EXPERIMENT.teacher)
-    whole = nets.kd_net(x, iterations=1000) if teacher else nets.plain_net(x, student, x.dataset)
+    x = replace(EXPERIMENT, student=student, teacher=teacher and Trained(Path("teacher.caffemodel"), network=teacher))
+    whole = nets.kd_net(x, iterations=1000) if teacher else nets.plain_net(x)
     net = caffe_pb2.NetParameter(name=whole.name)
     net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [batch, *x.dataset.shape]}]})
     net.layer.add(name="label", type="Input", top=["label"], input_param={"shape": [{"dim": [batch]}]})

@@ -24,7 +24,7 @@ import torch
 import common
 import handwritten
 import torchcaffe as caffe
-from hintkd.experiment import ResNet
+from hintkd.nets.resnet import ResNet
 from torchcaffe.step.memory import keep_freed
 
 NETS = {"ResNet-8": (ResNet(8), None), "ResNet-8 {64, 128, 256}": (ResNet(8, common.WIDE), None),

@@ -24,7 +24,7 @@ from typing import Any
 
 import common
 import torchcaffe as caffe
-from hintkd.experiment import ResNet
+from hintkd.nets.resnet import ResNet
 
 DEPTHS, FACTORS, BATCHES, STUDENTS = (1, 2, 3, 5, 9, 18), (1, 2, 4, 8), (16, 32, 64, 128, 256, 512, 1024), (1, 2, 4, 8)
 AXES = ("depth", "width", "batch", "students", "sharing")

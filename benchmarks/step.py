@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -33,8 +34,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import handwritten
 from common import BATCH, ROOT, seconds
-from hintkd.experiment import ResNet
 from hintkd.nets import stages as nets
+from hintkd.nets.resnet import ResNet
 
 NETS = {"resnet8": (ResNet(8), None), "resnet8-wide": (ResNet(8, common.WIDE), None), "resnet14-kd": (ResNet(14), ResNet(26))}
 TITLES = {"resnet8": "ResNet-8", "resnet8-wide": "ResNet-8 {64, 128, 256}", "resnet14-kd": "ResNet-14, KD from a ResNet-26"}
@@ -233,8 +234,8 @@ def measure_data(pairs: int) -> dict[str, list[float]]:
     """
     count = (2 * pairs + 4) * BATCH
     with TemporaryDirectory() as folder:
-        x = common.noise(Path(folder), count)
-        trained = common.solver(nets.plain_net(x, ResNet(8), x.dataset), Path(folder))
+        x = replace(common.noise(Path(folder), count), student=ResNet(8))
+        trained = common.solver(nets.plain_net(x), Path(folder))
         layer, spent = trained.net.layers[0], [0.0]
         read = layer.forward
 

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hintkd.methods.hint_2019 import METHODS, teacher_stage
+from hintkd.methods.method import stages_of, teacher_stages
+from hintkd.methods.papers import PAPERS, paper
 from hintkd.results.measured import Group, read_groups
 from hintkd.results.verdicts import Spread, overall
 from hintkd.study.table import find_table
@@ -23,7 +24,8 @@ README = ROOT / "README.md"
 
 def methods_block() -> str:
     """Every method with its docstring."""
-    return table(["method", "what it does"], *([f"`{name}`", " ".join((method.__doc__ or "").split())] for name, method in METHODS.items()))
+    known = {name: method for named in PAPERS for name, method in paper(named).methods.items() if not method.is_shared}
+    return table(["method", "what it does"], *([f"`{name}`", method.about] for name, method in known.items()))
 
 
 def results_block(measured: Path = ROOT / "results/measured") -> str:
@@ -35,17 +37,17 @@ def results_block(measured: Path = ROOT / "results/measured") -> str:
 
 
 def _rows(group: Group) -> Iterator[list[str]]:
-    paper = group.table
-    for method in paper.methods:
-        found = overall(group.values(method))
+    shown = group.table
+    for name in shown.names:
+        found = overall(group.values(name))
         if found is None:
             continue
-        published = paper.row(method).published_mean
+        published = shown.published_mean(name)
         printed = "" if published is None else f"{published:.2f}"
         difference = "" if published is None or not group.is_full else f"{found.mean - published:+.2f}"
         schedule = "in full" if group.is_full else f"shortened to {group.scale:g}: not comparable"
         numeric = f", measured by numeric {group.old_numeric}" if group.old_numeric else ""
-        yield [paper.title, method, printed, _text(found), difference, str(len(group.of(method))), schedule + numeric]
+        yield [shown.title, name, printed, _text(found), difference, str(len(group.of(name))), schedule + numeric]
 
 
 def _text(found: Spread) -> str:
@@ -83,8 +85,8 @@ def main() -> None:
     from hintkd.results.figures import draw_stages
 
     README.write_text(filled(README.read_text()))
-    x = find_table("table1").experiments(methods=["layerwise-hint"], nets=[1])[-1]
-    draw_stages(ROOT / "docs/stages.png", [teacher_stage(x), *METHODS["layerwise-hint"](x)], "Layer-wise hint training, stage by stage")
+    x = find_table("table1").experiment("layerwise-hint")
+    draw_stages(ROOT / "docs/stages.png", [*teacher_stages(x), *stages_of(x)], "Layer-wise hint training, stage by stage")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import scaling
 import step
 from hintkd import cli
 from hintkd.methods import generate
-from hintkd.methods.hint_2019 import METHODS
 from hintkd.study.table import load_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,15 +70,18 @@ def test_commands_exist_with_their_flags(command):
     group.commands[name].make_context(name, arguments)           # raises on unknown flags and wrong types
 
 
-def test_the_method_of_the_readme_can_be_added(tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS, "top-hint", None)
-    exec(block("python"), {})
+def test_the_method_of_the_readme_is_one(tmp_path):
+    """It trains, too, where hintkd is installed: test_wheel.py."""
+    (tmp_path / "my_methods.py").write_text(block("python"))
     (tmp_path / "my-table.yaml").write_text(block("yaml"))
-    experiments = load_table(tmp_path / "my-table.yaml").experiments(methods=["top-hint"], nets=[1])
-    files = [path for x in experiments if x.method == "top-hint" for path in generate.generate(x, tmp_path)]
-    nets = [path for path in files if "/top-hint/" in str(path) and "prototxt" in path.parts]
-    assert [path.name for path in nets] == ["1-hint.prototxt", "2-kd.prototxt"]
-    assert '"teacher/group2_block3_sum"' in nets[0].read_text()
+    table = load_table(tmp_path / "my-table.yaml")
+    files = [path for name in ("top-hint", "lambda-falling") for path in generate.generate(table.experiment(name), tmp_path)]
+    nets = [path for path in files if "prototxt" in path.parts]
+    assert [path.name for path in nets if path.parent.name == "top-hint"] == ["1-hint.prototxt", "2-kd.prototxt"]
+    hint = next(path for path in nets if path.parent.name == "top-hint")
+    assert '"teacher/group2_block3_sum"' in hint.read_text()
+    falling = next(path for path in nets if (path.parent.name, path.name) == ("lambda-falling", "2-kd.prototxt"))
+    assert '\\"schedule\\": \\"linear\\"' in falling.read_text()
 
 
 def test_all_packages_are_installed():

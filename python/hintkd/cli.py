@@ -5,14 +5,12 @@ and `hintkd --help` should not.
 """
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,47 +23,45 @@ from rich.progress import track
 
 from hintkd import limits
 from hintkd.errors import UserError
-from hintkd.experiment import SCHEDULES, Options
-from hintkd.methods.choices import OPEN_OPTIONS
+from hintkd.experiment import DATASETS
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Hint-based knowledge transfer as it was published, trained again and compared.")
 console = Console()
-Command = TypeVar("Command", bound=Callable[..., None])
 T = TypeVar("T")
 INTERRUPTED, TERMINATED = 130, 143                           # exit status after Ctrl-C and SIGTERM, as a shell has it
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what is wrong.")]
 Jobs = Annotated[int | None, typer.Option(help="Stages side by side; default: as many as the cores allow.", show_default=False)]
-Widths = Annotated[str, typer.Option(help="Channels of the three stacks, such as 16,32,64.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", show_default=False, help=(
+    "Another value for all rows that do not set it themselves: lambda=3, an option such as shortcut=B, a field of the schedule such as "
+    "base_lr=0.05, student.depth=8, teacher.widths=[32,64,128], teacher.weights=FILE with teacher.prototxt=FILE; may be given again."))]
+Rows = Annotated[str | None, typer.Option("--rows", "--methods", help="Only these rows, with commas between them.", show_default=False)]
+Nets = Annotated[str | None, typer.Option(help="Only these, such as 1,2.", show_default=False)]
 
 
-def with_options(command: Command) -> Command:
-    """Give a command a flag for each of the papers' open points (experiment.Options), None where it is not given."""
-    signature = inspect.signature(command, eval_str=True)
-    known = {option.name: option for option in OPEN_OPTIONS}
-    added = []
-    for option in fields(Options):
-        kind = str if option.name == "label_tau" else type(option.default)
-        default = f"{option.default:.6g}" if isinstance(option.default, float) else str(option.default).lower()
-        text = f"Open in the paper: {known[option.name].meaning}. Default: the table's; {default} where it does not say."
-        added.append(inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                                       annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)]))
-    kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    command.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
-    return command
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, with the label term's temperature as a number where it is one.  Raises UserError naming the flag."""
-    found = {name: value for name, value in options.items() if value is not None}
-    if re.fullmatch("[0-9]{1,9}", found.get("label_tau", "")):
-        found["label_tau"] = int(found["label_tau"])
-    for name, value in found.items():
-        if name in limits.NUMBERS:
-            limits.require("--" + name.replace("_", "-"), value, limits.NUMBERS[name])
+def assignments(given: Sequence[str] | None) -> dict[str, Any]:
+    """NAME=VALUE ... as a mapping, values read as YAML has them.  Raises UserError on what is none, and on files that cannot be read."""
+    from hintkd.study.yaml_file import parse_yaml
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set {limits.shown(text)}: write NAME=VALUE, such as --set lambda=3")
+        found[name.strip()] = parse_yaml(value, f"--set {limits.shown(text)}")
+    limits.require_all(found, "--set")
+    require_files(found)
     return found
+
+
+def require_files(given: Mapping[str, Any]) -> None:
+    """Raise UserError where a teacher's files are not there or not what they should be."""
+    from hintkd.backend import read_net, read_weights
+    for name, read in (("teacher.weights", read_weights), ("teacher.prototxt", read_net)):
+        if given.get(name) is not None:
+            if not Path(str(given[name])).is_file():
+                raise UserError(f"--set {name}={limits.shown(given[name])}: there is no such file")
+            read(str(given[name]))
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:
@@ -81,17 +77,6 @@ def names(flag: str, text: str) -> tuple[str, ...]:
     if not all(found):
         raise UserError(f"{flag} {limits.shown(text)}: give names with commas between them")
     return found
-
-
-def three(flag: str, text: str) -> tuple[int, int, int]:
-    """Channel counts of three stacks.  Raises UserError naming the flag."""
-    found = re.fullmatch("([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})", text)
-    if not found:
-        raise UserError(f"{flag} {limits.shown(text)}: give three channel counts, such as 16,32,64")
-    counts = int(found[1]), int(found[2]), int(found[3])
-    for count in counts:
-        limits.require(flag, count, limits.NUMBERS["widths"])
-    return counts
 
 
 def bar(items: Iterable[T], description: str, total: int | None, /) -> Iterable[T]:
@@ -119,7 +104,7 @@ def complete_table(incomplete: str) -> list[str]:
 
 
 def complete_dataset(incomplete: str) -> list[str]:
-    return [name for name in SCHEDULES if name.startswith(incomplete)]
+    return [name for name in dict.fromkeys(known.name for known in DATASETS.values()) if name.startswith(incomplete)]
 
 
 @app.command()
@@ -136,54 +121,26 @@ def demo(
 
 
 @app.command()
-@with_options
 def generate(
-    table: Annotated[str | None, typer.Argument(help="A table whose stages are written, all of them; without it, those of one experiment, "
-                                                     "which the flags describe.", autocompletion=complete_table)] = None,
-    dataset: Annotated[str, typer.Option(help="mnist, cifar10, cifar100 or digits.")] = "cifar10",
-    method: Annotated[str, typer.Option(help="original, kd, hint-kd, layerwise-hint ...")] = "layerwise-hint",
-    teacher_depth: Annotated[int, typer.Option(help="6n+2: 8, 14, 20, 26, 32 ...")] = 26,
-    student_depth: Annotated[int, typer.Option(help="6m+2.")] = 14,
-    teacher_widths: Widths = "16,32,64",
-    student_widths: Widths = "16,32,64",
-    regressor: Annotated[bool, typer.Option("--regressor", help="Put a convolution on guided layers narrower than their hints.")] = False,
-    net: Annotated[int, typer.Option(help="Which of the nets that differ in their seed, counted from 1.")] = 1,
+    table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.",
+                                         autocompletion=complete_table)],
+    changes: Set = None,
+    rows: Rows = None,
+    nets: Nets = None,
     out: Annotated[Path, typer.Option(help="The folder that gets prototxt/ and solvers/.")] = Path(),
     quiet: Quiet = False,
-    **options: Any,
 ) -> None:
-    """Write the prototxts of every stage, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
+    """Write the prototxts of a table's stages, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
     from hintkd.methods.generate import generate_all as write
     from hintkd.run.progress import counted
+    from hintkd.study.table import find_table
     console.quiet = quiet
-    experiments = table_experiments(table, options) if table is not None else [one_experiment(
-        dataset, method, teacher_depth, student_depth, three("--teacher-widths", teacher_widths), three("--student-widths", student_widths),
-        regressor, net, options)]
-    files = write(experiments, out)
+    found = find_table(table).changed(assignments(changes))
+    experiments = found.experiments(rows=None if rows is None else names("--rows", rows),
+                                    nets=None if nets is None else numbers("--nets", nets))
+    files = write([x for x in experiments if not x.method.is_shared], out)
     console.print(f"{counted(len(files), 'prototxt')} in {out / 'prototxt'} and {out / 'solvers'}", markup=False, highlight=False,
                   soft_wrap=True)
-
-
-def table_experiments(table: str, options: dict[str, Any]) -> list[Any]:
-    from hintkd.study.table import TEACHER, find_table
-    return [x for x in find_table(table).changed(options=given(options)).experiments() if x.method != TEACHER]
-
-
-def one_experiment(dataset: str, method: str, teacher_depth: int, student_depth: int, teacher_widths: tuple[int, int, int],
-                   student_widths: tuple[int, int, int], regressor: bool, net: int, options: dict[str, Any]) -> Any:
-    from hintkd.experiment import DATASETS, SCHEDULES, Experiment, ResNet
-    from hintkd.methods.hint_2019 import METHODS
-    from hintkd.study.table import near
-    for flag, name, known in (("--dataset", dataset, list(SCHEDULES)), ("--method", method, list(METHODS))):
-        if name not in known:
-            raise UserError(f"{flag} {limits.shown(name)}: unknown; {near(name, known)}")
-    for flag, value, allowed in (("--teacher-depth", teacher_depth, limits.NUMBERS["depth"]), ("--net", net, limits.NET),
-                                 ("--student-depth", student_depth, limits.NUMBERS["depth"])):
-        limits.require(flag, value, allowed)
-    teacher = DATASETS["digits-teacher"] if dataset == "digits" else None
-    return Experiment(method=method, dataset=DATASETS[dataset], student=ResNet(student_depth, student_widths), net=net,
-                      teacher=ResNet(teacher_depth, teacher_widths), teacher_dataset=teacher, table=f"{dataset}/{method}",
-                      schedule=SCHEDULES[dataset], regressor=regressor, options=Options(**given(options)))
 
 
 @app.command()
@@ -202,19 +159,15 @@ def prepare(
 
 
 @app.command()
-@with_options
 def reproduce(
     table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.",
                                          autocompletion=complete_table)],
-    teacher_depth: Annotated[int | None, typer.Option(help="Another teacher: 6n+2 layers.", show_default=False)] = None,
-    student_depth: Annotated[int | None, typer.Option(help="Another student: 6m+2 layers.", show_default=False)] = None,
-    teacher_weights: Annotated[Path | None, typer.Option(help="A trained teacher's caffemodel.", show_default=False)] = None,
-    teacher_prototxt: Annotated[Path | None, typer.Option(help="Its net, where that is not the table's.", show_default=False)] = None,
+    changes: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and what they will take, and stop.")] = False,
     scale: Annotated[float, typer.Option(help="Shorten every schedule in proportion.")] = 1.0,
     repeats: Annotated[int, typer.Option(help="Complete replications, each with a teacher of its own.")] = 1,
-    methods: Annotated[str | None, typer.Option(help="Only these, with commas between them.", show_default=False)] = None,
-    nets: Annotated[str | None, typer.Option(help="Only these, such as 1,2.", show_default=False)] = None,
+    rows: Rows = None,
+    nets: Nets = None,
     data: Annotated[Path | None, typer.Option(help="A folder with train_lmdb, test_lmdb and mean files that takes the data set's place.",
                                               show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, gpu or gpu:N; default: a GPU where there is one.", show_default=False)] = None,
@@ -233,23 +186,13 @@ def reproduce(
                                                             "processor; their records say so.")] = False,
     log_dir: Annotated[Path | None, typer.Option(help="A folder for the curves as TensorBoard reads them.", show_default=False)] = None,
     quiet: Quiet = False,
-    **options: Any,
 ) -> None:
     """Train what a table needs, resuming what was begun, and compare with what was published."""
-    from hintkd.backend import read_net, read_weights
     from hintkd.study.reproduce import Request, resources
     from hintkd.study.reproduce import reproduce as run
     from hintkd.study.table import find_table
-    for flag, depth in (("--teacher-depth", teacher_depth), ("--student-depth", student_depth)):
-        limits.require(flag, 8 if depth is None else depth, limits.NUMBERS["depth"])
-    for flag, file, read in (("--teacher-weights", teacher_weights, read_weights), ("--teacher-prototxt", teacher_prototxt, read_net)):
-        if file is not None:
-            if not file.is_file():
-                raise UserError(f"{flag} {file}: there is no such file")
-            read(file)
-    changed = find_table(table).changed(teacher_depth=teacher_depth, student_depth=student_depth, teacher_weights=teacher_weights,
-                                        teacher_prototxt=teacher_prototxt, data=data, options=given(options))
-    request = Request(changed, scale, repeats, None if methods is None else names("--methods", methods),
+    changed = find_table(table).changed(assignments(changes), data)
+    request = Request(changed, scale, repeats, None if rows is None else names("--rows", rows),
                       None if nets is None else numbers("--nets", nets), seed)
     console.quiet = quiet
     used = resources(backend, caffe_python, device, threads, jobs, inexact, precision, together, scheduler)

@@ -1,22 +1,28 @@
-"""What is to be trained: data set, networks, schedule and options of one row and one net of a table, as plain frozen data.
+"""What is to be trained: data set, network, teacher, schedule and options of one net of one row of a table, as plain frozen data.
 
-An Experiment says nothing of stages or prototxts: methods/ turns it into stages, nets/ into nets.  Where a paper leaves a
-point open, Options names it and gives the default; the report lists them.
+An Experiment says nothing of stages or prototxts: methods/ turns it into stages, nets/ into nets.  What a network, an option or a method
+is in particular is said by whoever brings it, nets/ and the papers' modules in methods/; here is what all of them have in common.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from hintkd.errors import UserError
 from hintkd.seeds import role_seed
+
+if TYPE_CHECKING:
+    from hintkd.backend import caffe_pb2
 
 
 def _one_of(owner: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{owner}: {name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
 
+
+# ---------------------------------------------------------------------------------------------------------------- data sets
 
 @dataclass(frozen=True)
 class Dataset:
@@ -74,104 +80,150 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-@dataclass(frozen=True)
-class ResNet:
-    """He et al.'s CIFAR network of depth 6n + 2: three stacks of n residual modules, with `widths` channels each."""
-    depth: int
-    widths: tuple[int, int, int] = (16, 32, 64)
-
-    def __post_init__(self) -> None:
-        if self.depth < 8 or self.depth % 6 != 2:
-            raise UserError(f"a ResNet of depth {self.depth} does not exist; depths are 6n + 2: 8, 14, 20, 26, 32, ...")
-        if len(self.widths) != 3 or min(self.widths) < 1 or sorted(self.widths) != list(self.widths):
-            raise UserError(f"widths {self.widths} do not make a ResNet: give three channel counts that do not fall")
-
-    @property
-    def n(self) -> int:
-        """Residual modules per stack."""
-        return (self.depth - 2) // 6
-
-    @property
-    def title(self) -> str:
-        """"resnet26", or "resnet26-64-128-256" where the widths are not 16, 32, 64."""
-        return "-".join([f"resnet{self.depth}", *(str(w) for w in self.widths if self.widths != (16, 32, 64))])
-
+# ------------------------------------------------------------------------------------------------- what papers bring along
 
 @dataclass(frozen=True)
-class Schedule:
-    """Iterations and rates of every kind of stage.  `steps` are the fractions of a stage after which its rate falls to a tenth."""
-    iterations: int = 64_000                                          # plain training and Stage 2
-    teacher_iterations: int = 64_000
-    steps: tuple[float, ...] = (0.5, 0.75)
-    base_lr: float = 0.1
-    hint_lr: float = 1e-4                                             # Stage 1, constant
-    hint_iterations: int = 25_000                                     # Stage 1 with one pair, and concurrent
-    layerwise_iterations: tuple[int, ...] = (3_000, 7_000, 15_000)    # Stage 1, one per pair
-    sl_iterations: int = 12_000                                       # SL-ResNet, per residual module added; rate base_lr
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+class Taps:
+    """The blobs of a network that hints, branches, exits and losses are attached to, bottom up.
 
-    def scaled(self, scale: float) -> Schedule:
-        """Every stage shortened (or lengthened) in proportion, at least one iteration each; rates and their steps keep their shape."""
-        def times(count: int) -> int:
-            return max(1, round(count * scale))
-        return replace(self, iterations=times(self.iterations), teacher_iterations=times(self.teacher_iterations),
-                       hint_iterations=times(self.hint_iterations), sl_iterations=times(self.sl_iterations),
-                       layerwise_iterations=tuple(map(times, self.layerwise_iterations)))
+    modules    the end of every module: a residual module, or what a network is built of instead
+    stages     the ends of its stages, between which images shrink and channels grow, as the next stage reads them
+    preacts    what the last ReLU of each stage is given; () unless the network was written so that they can be read
+    pooled     the features after the global pooling
+    logits     the class scores
+    """
+    modules: tuple[str, ...]
+    stages: tuple[str, ...]
+    preacts: tuple[str, ...]
+    pooled: str
+    logits: str
 
 
-SCHEDULES: dict[str, Schedule] = {
-    "cifar10": Schedule(),
-    "cifar100": Schedule(hint_iterations=35_000, layerwise_iterations=(5_000, 15_000, 15_000)),
-    "mnist": Schedule(iterations=36_000, teacher_iterations=36_000, sl_iterations=8_000),
-    # Not from a paper: the hint rate is 1e-4 times 16, for 16 times fewer pixels than 32x32.
-    "digits": Schedule(iterations=600, teacher_iterations=1_200, hint_lr=1.6e-3, hint_iterations=900,
-                       layerwise_iterations=(108, 252, 540), sl_iterations=120),
-}
+class Network(Protocol):
+    """A network in words: frozen data that knows its title, such as "resnet26", and how it is written; nets/ has them by name."""
+
+    @property
+    def title(self) -> str: ...
+
+    def write(self, net: caffe_pb2.NetParameter, bottom: str, classes: int, options: Options, *, prefix: str = "", begin: int = 0,
+              preacts: bool = False) -> Taps:
+        """Add its layers to a net, from the blob `bottom` to class scores.
+
+        prefix     of the names of all its layers and blobs
+        begin      the first stage that is written, counted from 0: above 0 `bottom` takes the place of the end of the stage below
+        preacts    whether what the stages' last ReLUs are given can be tapped; the values are the same
+        """
+        ...
+
+
+class Method(Protocol):
+    """How an experiment is trained; methods/method.py has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_shared(self) -> bool: ...
+
+
+def option(default: Any, *allowed: object, paper: str = "", meaning: str = "",
+           matters: Callable[[Experiment], bool] = lambda x: True) -> Any:
+    """A field of Options or of a subclass.
+
+    allowed    its possible values; none where its type says enough
+    paper      what the paper says about it, and meaning: what the values mean; for the report, which lists options that have these
+    matters    whether it can change an experiment's results
+    """
+    return field(default=default, metadata={"allowed": allowed, "paper": paper, "meaning": meaning, "matters": matters})
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the papers leave open.  Every record holds all of them."""
-    shortcut: str = "A"                # A: parameter-free (He et al.'s CIFAR nets); B: 1x1 projection (most Caffe ports)
-    mirror: bool = True                # where the data set allows it
-    mean: str = "file"                 # file: per pixel; values: per channel; none.  A data set without means has none
-    label_tau: int | str = 1           # temperature of the label term of the KD loss: 1, or "tau" for the KD term's
-    tau_squared: bool = False          # multiply the KD term by tau^2
-    plus_tap: str = "before"           # Hint-KD+ compares before or after the global pooling
-    sl_modules: str = "trainable"      # SL-ResNet's earlier modules while a new one is trained: trainable or frozen
-    regressor_kernel: int = 1          # side of the regressor's kernel, pixels: 1 or 3
-    regressor_std: float = 0.01        # of the regressor's Gaussian initialisation
-    bn_fraction: float = 0.999         # BatchNorm's moving_average_fraction at scale 1
-    mnist_scale: float = 1 / 255       # what an MNIST pixel is multiplied by
+    """What papers leave open about data and nets.  A paper's module adds its own in a subclass, with defaults and what the paper says.
+
+    Every record holds all of them; one that came later has its default in the records from before.
+    """
+    shortcut: str = option("A", "A", "B")          # A: parameter-free (He et al.'s CIFAR nets); B: 1x1 projection (most Caffe ports)
+    mirror: bool = option(True, False, True)       # where the data set allows it
+    mean: str = option("file", "file", "values", "none")       # per pixel; per channel; none.  A data set without means has none
+    bn_fraction: float = option(0.999)             # BatchNorm's moving_average_fraction at scale 1
+    mnist_scale: float = option(1 / 255)           # what an MNIST pixel is multiplied by
+    teacher_statistics: str = option("stored", "stored", "batch")      # of BatchNorm in a teacher while it teaches
 
     def __post_init__(self) -> None:
-        for name, allowed in {"shortcut": ("A", "B"), "mean": ("file", "values", "none"), "label_tau": (1, "tau"), "mirror": (False, True),
-                              "plus_tap": ("before", "after"), "sl_modules": ("trainable", "frozen"), "regressor_kernel": (1, 3)}.items():
-            _one_of("options", name, getattr(self, name), allowed)
+        for each in fields(self):
+            if each.metadata.get("allowed"):
+                _one_of("options", each.name, getattr(self, each.name), each.metadata["allowed"])
         if not 0 < self.bn_fraction < 1:
             raise UserError(f"options: bn_fraction is {self.bn_fraction}; it must lie between 0 and 1")
 
     def as_dict(self) -> dict[str, object]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def open_points(cls) -> list[Field[Any]]:
+        """The options that a paper was found to leave open; their metadata say what it says and what the values mean."""
+        return [each for each in fields(cls) if each.metadata.get("paper")]
+
+
+def counted(default: int | tuple[int, ...], about: str) -> Any:
+    """A field of a Schedule that counts iterations; `about` says of what, for the report."""
+    return field(default=default, metadata={"about": about})
 
 
 @dataclass(frozen=True)
-class ExternalTeacher:
-    """A trained teacher from elsewhere: its weights, and its net unless that is the ResNet of the experiment."""
+class Schedule:
+    """Iterations and rates.  `steps` are the fractions of a stage after which its rate falls to a tenth.
+
+    A paper's module adds those of its own stages in a subclass.
+    """
+    iterations: int = counted(64_000, "plain training and the last stage")
+    teacher_iterations: int = counted(64_000, "teacher")
+    steps: tuple[float, ...] = (0.5, 0.75)
+    base_lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def counts(self) -> dict[str, Any]:
+        """All that counts iterations, by name: numbers, or tuples of numbers."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if "about" in each.metadata}
+
+    def sentence(self) -> str:
+        """The counts in words."""
+        def shown(count: Any) -> str:
+            return " + ".join(map(shown, count)) if isinstance(count, tuple) else f"{count:,}"
+        return ", ".join(f"{each.metadata['about']} {shown(getattr(self, each.name))}" for each in fields(self) if "about" in each.metadata)
+
+    def scaled(self, scale: float) -> Self:
+        """Every stage shortened (or lengthened) in proportion, at least one iteration each; rates and their steps keep their shape."""
+        def times(count: Any) -> Any:
+            return tuple(map(times, count)) if isinstance(count, tuple) else max(1, round(count * scale))
+        return replace(self, **{name: times(count) for name, count in self.counts().items()})
+
+
+# --------------------------------------------------------------------------------------------------------------- experiments
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained teacher from elsewhere: its weights, and its net as a prototxt or, where there is none, as a known network."""
     caffemodel: Path
     prototxt: Path | None = None
+    network: Network | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One net of one row of a table.  `schedule` is the full one; `scale` shortens it."""
-    method: str
+    """One net of one row of a table.  `schedule` is the full one; `scale` shortens it.
+
+    The teacher is an experiment, too: the one whose student teaches in this one.  So any method's result can be a teacher, and can have had
+    one.
+    """
+    method: Method
     dataset: Dataset
-    student: ResNet
-    teacher: ResNet | None = None
+    student: Network
+    teacher: Experiment | Trained | None = None
     net: int = 1                                           # 1, 2, 3: which of the students that differ in their seed
     table: str = "table"
+    row: str = ""                                          # its name in the table, where that is not the method's
     schedule: Schedule = field(default_factory=Schedule)
     options: Options = field(default_factory=Options)
     tau: float = 3.0
@@ -181,23 +233,28 @@ class Experiment:
     test_loss: bool = False                                # Stage 2 is also tested under its own loss, for which TEST holds the teacher
     regressor: bool = False                                # a convolution on a guided layer that is narrower than its hint
     hint_pairs: tuple[tuple[str, str], ...] = ()           # (hint, guided) layers by hand, bottom up; () for the paper's
-    teacher_dataset: Dataset | None = None                 # what the teacher is trained on, if not `dataset`
-    external_teacher: ExternalTeacher | None = None
     seed: int = 1                                          # of the run
     table_seed: int = 0                                    # of the table, so that two tables' runs of one method differ
     repeat: int = 1                                        # which complete replication
     scale: float = 1.0
+    generation: int = 0                                    # 0: what is measured; 1: its teacher; 2: the teacher's teacher ...
+    pupil: Network | None = None                           # of a teacher: the network that it is to teach
 
     def __post_init__(self) -> None:
         _one_of(self.table, "lambda_schedule", self.lambda_schedule, ("fixed", "linear", "step"))
-        other = self.teacher_dataset
-        if other and (other.classes, other.shape) != (self.dataset.classes, self.dataset.shape):
+        other = self.teacher.dataset if isinstance(self.teacher, Experiment) else self.dataset
+        if (other.classes, other.shape) != (self.dataset.classes, self.dataset.shape):
             raise UserError(f"{self.table}: the teacher's data set {other.name} has other classes or images than {self.dataset.name}")
         if self.scale <= 0:
             raise UserError(f"{self.table}: scale is {self.scale}; it must be above 0")
         if self.net < 1:
             raise UserError(f"{self.table}: net is {self.net}; nets are counted from 1")
         assert self.net_seed                               # raises where seed, repeat or net are out of range
+
+    @property
+    def name(self) -> str:
+        """Of the row: results lie under it."""
+        return self.row or self.method.name
 
     @property
     def scaled_schedule(self) -> Schedule:
@@ -211,16 +268,18 @@ class Experiment:
         return f if self.scale >= 1 else max(min(f, 0.9), 1 - (1 - f) / self.scale)
 
     @property
-    def teacher_seed(self) -> int:
-        """Of the teacher, which tables share."""
-        return role_seed("teacher", self.seed, repeat=self.repeat)
+    def scaled_options(self) -> Options:
+        """The options that nets are written with."""
+        return replace(self.options, bn_fraction=self.bn_fraction)
 
     @property
-    def stage1_seed(self) -> int:
-        """Of Stage 1, which the nets and methods of a table share, so that they stay paired."""
-        return role_seed("stage1", self.seed, self.table_seed, self.repeat)
+    def shared_seed(self) -> int:
+        """Of what the nets and methods of a table share, such as Stage 1, so that they stay paired."""
+        return role_seed("stage1", self.seed, self.table_seed, self.repeat, self.generation)
 
     @property
     def net_seed(self) -> int:
-        """Of what is a net's own: plain training, Stage 2, SL-ResNet's pretraining.  The same for every method."""
+        """Of what is a net's own: plain training, Stage 2, SL-ResNet's pretraining; the same for every method.  Tables share teachers."""
+        if self.generation:
+            return role_seed("teacher", self.seed, repeat=self.repeat, net=self.generation - 1)
         return role_seed("net", self.seed, self.table_seed, self.repeat, self.net)

@@ -25,14 +25,14 @@ def role_seed(role: str, seed: int, table_seed: int = 0, repeat: int = 1, net: i
     seed          of the run, 0 to 2047
     table_seed    of the table, 0 to 15
     repeat        which replication, 1 to 64
-    net           1 to 127 for what is a net's own, 0 for what nets share
+    net           1 to 127 for what is a net's own; of what nets share 0, and 1, 2 ... for their teacher's, the teacher's teacher's ...
     Raises UserError on numbers out of these ranges.
     """
     require_range("seed", seed, 0, SEEDS - 1)
     require_range("the table's seed", table_seed, 0, TABLE_SEEDS - 1)
     require_range("repeat", repeat, 1, REPEATS)
     require_range("net", net, 0, NETS - 1)
-    if role == "teacher" and repeat == 1:
+    if role == "teacher" and repeat == 1 and net == 0:
         return 100 * seed                                    # below 2^28, where the packed ones begin
     packed = ROLES.index(role) + 1
     for value, room in ((table_seed, TABLE_SEEDS), (repeat - 1, REPEATS), (seed, SEEDS), (net, NETS)):

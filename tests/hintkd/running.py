@@ -100,5 +100,5 @@ def chain(*titles: str, seed: int = 1) -> list[Stage]:
     """Stages that each start from the one before."""
     stages: list[Stage] = []
     for title in titles:
-        stages.append(Stage(title, tiny.net(), tiny.solver(seed), weights_in=(Weights(stages[-1]),) if stages else ()))
+        stages.append(Stage.solve(title, tiny.net(), tiny.solver(seed), weights_in=(Weights(stages[-1]),) if stages else ()))
     return stages

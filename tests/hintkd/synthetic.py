@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 
 from hintkd.backend import engine
 from hintkd.experiment import Experiment
-from hintkd.methods.hint_2019 import METHODS, teacher_stage
-from hintkd.results.probabilities import keep
-from hintkd.study.record import hint_layers
-from hintkd.study.table import TEACHER, Table
+from hintkd.methods.method import stages_of
+from hintkd.study.probabilities import keep
+from hintkd.study.record import choices, hint_layers
+from hintkd.study.table import Table
 
 PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
               "python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6", "engine": engine("torchcaffe"), "backend": "torchcaffe",
@@ -30,8 +29,7 @@ def curve(first: float, last: float, iterations: int, points: int = 100) -> list
 
 def record(x: Experiment, accuracy: float, repeat: int = 1, **changed: Any) -> dict[str, Any]:
     """One record with this accuracy (a fraction) after the last iteration, the best 0.001 above it; `changed` replaces entries."""
-    stages = [teacher_stage(x)] if x.method == TEACHER else METHODS[x.method](x)
-    found = []
+    stages, found = stages_of(x), []
     for stage in stages:
         count, last = stage.solver.max_iter, stage is stages[-1]
         outputs = [layer.top[0] for layer in stage.net.layer if layer.name.endswith("_loss")]
@@ -43,27 +41,25 @@ def record(x: Experiment, accuracy: float, repeat: int = 1, **changed: Any) -> d
                       "hints": hint_layers(stage.net),
                       "test": {"accuracy": curve(0.1, accuracy, count, 40), **test} if last else {},
                       "last": {"accuracy": accuracy} if last else {}, "weights": "runs/weights/somewhere.caffemodel"})
-    choices = {"dataset": x.dataset.name, "batch": x.dataset.batch, "teacher": x.teacher and asdict(x.teacher),
-               "student": asdict(x.student), "tau": x.tau, "lambda": x.lambda_, "bn_fraction_of_run": x.bn_fraction,
-               "schedule": asdict(x.scaled_schedule)}
-    return {"schema": 1, "table": x.table, "method": x.method, "net": x.net, "repeat": repeat, "scale": x.scale, "seed": x.seed,
-            "options": x.options.as_dict(), "choices": choices, "metric": "accuracy", "last": {"accuracy": accuracy},
+    return {"schema": 1, "table": x.table, "row": x.name, "method": x.method.name, "net": x.net, "repeat": repeat,
+            "scale": x.scale, "seed": x.seed,
+            "options": x.options.as_dict(), "choices": choices(x), "metric": "accuracy", "last": {"accuracy": accuracy},
             "best": {"accuracy": {"value": accuracy + 0.001, "iteration": 5}}, "iterations": [each["iterations"] for each in found],
             "wall_s": 12.0, "stages": found, "provenance": PROVENANCE, "scaled_from": {}, **changed}
 
 
 def measure(root: Path, table: Table, values: Mapping[str, Sequence[float]], scale: float = 1.0, repeat: int = 1, folder: str | None = None,
             images: int = 0, **changed: Any) -> None:
-    """Write records into root/results/measured: method -> one value per net, in percent of the table's metric.
+    """Write records into root/results/measured: row -> one value per net, in percent of the table's metric.
 
     images    so many that class probabilities are kept of
     """
     name = folder or table.name + (f"-scale{scale:g}" if scale != 1 else "")
-    for x in table.experiments(methods=list(values), scale=scale, repeat=repeat):
-        given = values.get(x.method, ())
+    for x in table.experiments(rows=list(values), scale=scale, repeat=repeat):
+        given = values.get(x.name, ())
         if x.net <= len(given):
             percent = given[x.net - 1] if table.metric == "accuracy" else 100 - given[x.net - 1]
-            path = root / "results/measured" / name / (f"repeat{repeat}" if repeat > 1 else "") / x.method / f"net{x.net}.json"
+            path = root / "results/measured" / name / (f"repeat{repeat}" if repeat > 1 else "") / x.name / f"net{x.net}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record(x, percent / 100, repeat, **changed)))
             if images:
@@ -78,10 +74,5 @@ def keep_right(path: Path, images: int, right: int, net: int) -> None:
 
 def published(table: Table) -> dict[str, list[float]]:
     """The table's own published values, as if they had been measured."""
-    found = {}
-    for method in table.methods:
-        row = table.row(method)
-        mean = row.published_mean
-        if mean is not None:
-            found[method] = list(row.published) or [mean] * (1 if method == TEACHER else table.nets)
-    return found
+    found = {name: (table.published(name), table.published_mean(name)) for name in table.names}
+    return {name: list(values) or [mean] * table.nets_of(name) for name, (values, mean) in found.items() if mean is not None}

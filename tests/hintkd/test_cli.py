@@ -17,10 +17,10 @@ import pytest
 
 import torchcaffe
 from hintkd import cli
-from hintkd.experiment import Options
 from hintkd.files import read_sealed, write_sealed
-from hintkd.results import probabilities
+from hintkd.methods.hint_2019 import Options
 from hintkd.results.measured import read_groups
+from hintkd.study import probabilities
 from hintkd.study.reproduce import Request
 from running import wait_for
 
@@ -77,9 +77,10 @@ def test_every_flag_has_a_help_text(command: str, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("command", ["generate", "reproduce"])
-def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_have_few_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is a field of an experiment is set, and has no flag."""
     _, out, _ = run(capsys, command, "--help")
-    assert all("--" + option.name.replace("_", "-") in out for option in fields(Options))
+    assert "--set" in out and not any("--" + option.name.replace("_", "-") in out for option in fields(Options))
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
@@ -103,18 +104,24 @@ def test_every_option_of_the_papers_open_points_is_a_flag(command: str, capsys: 
     (["reproduce", "demo", "--backend", "caffe"], "--backend caffe needs --caffe-python"),
     (["reproduce", "demo", "--backend", "caffe", "--caffe-python", "nowhere/python"], "--caffe-python nowhere/python: No such file"),
     (["reproduce", "demo", "--caffe-python", "python"], "give both or neither"),
-    (["reproduce", "demo", "--teacher-depth", "21"], "a ResNet of depth 21 does not exist"),
-    (["reproduce", "demo", "--teacher-weights", "nowhere.caffemodel"], "--teacher-weights nowhere.caffemodel: there is no such file"),
-    (["reproduce", "demo", "--teacher-prototxt", "t.prototxt"], "--teacher-prototxt t.prototxt: there is no such file"),
-    (["reproduce", "demo", "--shortcut", "C"], "shortcut is 'C'; it must be one of 'A', 'B'"),
-    (["reproduce", "demo", "--label-tau", "two"], "options.label_tau: two will not do; choose one of 1, tau"),
+    (["reproduce", "demo", "--set", "teacher.depth=21"], "teacher: a ResNet of depth 21 does not exist"),
+    (["reproduce", "demo", "--set", "teacher.weights=no.caffemodel"], "--set teacher.weights=no.caffemodel: there is no such file"),
+    (["reproduce", "demo", "--set", "teacher.prototxt=t.prototxt"], "--set teacher.prototxt=t.prototxt: there is no such file"),
+    (["reproduce", "demo", "--set", "shortcut=C"], "shortcut is 'C'; it must be one of 'A', 'B'"),
+    (["reproduce", "demo", "--set", "label_tau=two"], "label_tau: two will not do; choose one of 1, tau"),
+    (["reproduce", "demo", "--set", "lamda=3"], "lamda: unknown; did you mean 'lambda'?"),
+    (["reproduce", "demo", "--set", "lambda"], "--set lambda: write NAME=VALUE"),
+    (["reproduce", "demo", "--set", "lambda=[3"], "--set lambda=[3:1:3: not YAML"),
+    (["reproduce", "demo", "--set", "lambda=high"], "--set: lambda: high will not do; give a number from 0 to 1,000,000"),
+    (["reproduce", "demo", "--set", "student.net=resent"], "student.net: 'resent' is not a network; did you mean 'resnet'?"),
+    (["reproduce", "demo", "--set", "student.dpeth=8"], "student.dpeth: unknown field; did you mean 'depth'?"),
+    (["reproduce", "demo", "--set", "teacher.method=hint"], "teacher.method: 'hint' is not a method; did you mean"),
     (["reproduce", "demo", "--data", "nowhere"], "nowhere has no train_lmdb"),
     (["reproduce", "demo", "--bogus"], "--bogus"),
     (["reproduce"], "Missing argument"),
-    (["generate", "--dataset", "cifar1"], "--dataset cifar1: unknown; did you mean 'cifar10'?"),
-    (["generate", "--method", "kkd"], "--method kkd: unknown; did you mean 'kd'?"),
-    (["generate", "--student-widths", "1,2"], "--student-widths 1,2: give three channel counts"),
-    (["generate", "--teacher-depth", "9"], "a ResNet of depth 9 does not exist"),
+    (["generate"], "Missing argument"),
+    (["generate", "table3", "--rows", "kkd"], "table3 has no row 'kkd'; did you mean 'kd'?"),
+    (["generate", "table3", "--set", "student.widths=[1,2]"], "student.widths"),
     (["generate", "table7"], "there is no table 'table7'"),
     (["prepare", "mnits"], "did you mean 'mnist'?"),
     (["prepare", "mnist", "--from", "nowhere"], "--from nowhere is not a folder"),
@@ -145,8 +152,7 @@ def test_a_test_set_that_would_not_be_looked_at_whole_is_refused(workspace: Path
 def test_generate_writes_what_any_caffe_trains_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                  capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["generate", "--dataset", "mnist", "--method", "hint-kd", "--teacher-depth", "14", "--student-depth", "8",
-                 "--shortcut", "B"]
+    arguments = ["generate", "table3", "--rows", "hint-kd", "--nets", "1", "--set", "teacher.depth=14", "--set", "shortcut=B"]
     status, out, _ = run(capsys, *arguments)
     assert status == 0 and "6 prototxts" in out
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*.prototxt")}
@@ -157,7 +163,7 @@ def test_generate_writes_what_any_caffe_trains_and_nothing_twice(tmp_path: Path,
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prototxt").write_text("a file where a folder is needed")
-    status, _, err = run(capsys, "generate", "--out", str(tmp_path))
+    status, _, err = run(capsys, "generate", "table3", "--out", str(tmp_path))
     assert status == 2 and err.count("\n") == 1 and f"{tmp_path}/prototxt" in err
 
 
@@ -182,8 +188,8 @@ def test_a_table_is_trained_and_recorded(trained: Path) -> None:
     out = (trained / "first-run.txt").read_text()
     assert "4 stages, 0 of them finished" in out and "[4/4]" in out and "report" in out
     record = json.loads((trained / "results/measured/demo-scale0.01/hint-kd/net2.json").read_text())
-    assert set(record) == {"schema", "table", "method", "net", "repeat", "scale", "seed", "options", "choices", "metric", "last", "best",
-                           "iterations", "wall_s", "stages", "provenance", "weights", "scaled_from", "sha256"}
+    assert set(record) == {"schema", "table", "row", "method", "net", "repeat", "scale", "seed", "options", "choices", "metric", "last",
+                           "best", "iterations", "wall_s", "stages", "provenance", "weights", "scaled_from", "sha256"}
     assert (record["table"], record["method"], record["net"], record["scale"], record["iterations"]) == ("demo", "hint-kd", 2, 0.01, [9, 6])
     assert [stage["title"] for stage in record["stages"]] == ["hint", "kd"]
     kd = record["stages"][1]
@@ -265,7 +271,7 @@ def test_report_renders_what_was_measured(trained: Path, monkeypatch: pytest.Mon
 
 def test_an_option_makes_a_table_of_its_own(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(trained)
-    status, out, _ = run(capsys, "reproduce", "demo", "--scale", "0.01", "--methods", "original", "--nets", "1", "--shortcut", "B",
+    status, out, _ = run(capsys, "reproduce", "demo", "--scale", "0.01", "--methods", "original", "--nets", "1", "--set", "shortcut=B",
                          "--device", "cpu")
     assert status == 0 and "1 stage, 0 of them finished" in out
     (table,) = Path("results/measured").glob("demo-shortcut-B-scale0.01/table.yaml")
@@ -293,7 +299,7 @@ def test_a_teacher_from_elsewhere_takes_the_tables_place(trained: Path, monkeypa
     monkeypatch.chdir(trained)
     teacher = "runs/weights/demo-scale0.01/teacher/net1"
     status, out, err = run(capsys, "reproduce", "demo", "--scale", "0.01", "--methods", "kd", "--nets", "1", "--device", "cpu",
-                           "--teacher-weights", teacher + ".caffemodel", "--teacher-prototxt", teacher + ".prototxt")
+                           "--set", f"teacher.weights={teacher}.caffemodel", "--set", f"teacher.prototxt={teacher}.prototxt")
     assert status == 0, err
     assert "1 stage, 0 of them finished" in out
 

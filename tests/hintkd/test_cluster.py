@@ -80,7 +80,7 @@ def long(iterations: int = 5_000) -> Stage:
     """A stage that takes long enough to be interrupted."""
     made = tiny.solver(iterations=iterations, tested=False)
     made.snapshot, made.display = 200, 200
-    return Stage("long", tiny.net(tested=False), made)
+    return Stage.solve("long", tiny.net(tested=False), made)
 
 
 class Acting(Watcher):

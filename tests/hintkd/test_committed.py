@@ -16,7 +16,7 @@ import pytest
 from data_prep.check import files
 from hintkd import cli
 from hintkd.files import read_sealed, write_sealed
-from hintkd.results.probabilities import keep
+from hintkd.study.probabilities import keep
 from torchcaffe.proto.caffe_pb2 import Datum
 
 FAKE_CAFFE = Path(__file__).parent / "fake_caffe"

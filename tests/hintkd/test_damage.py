@@ -13,7 +13,7 @@ import pytest
 
 from hintkd import cli
 from hintkd.files import read_sealed
-from hintkd.methods import hint_2019
+from hintkd.methods import common, hint_2019
 from hintkd.run.estimate import Estimate
 from hintkd.run.executor import LocalExecutor
 from hintkd.stage import program
@@ -26,11 +26,11 @@ TABLE = {"title": "Mine", "source": "nobody", "dataset": "digits", "student": {"
 COMMAND = ["reproduce", "mine.yaml", "--methods", "kd", "--device", "cpu"]
 TOPS = ("runs", "results", "data")
 Places, Capture = tuple[Path, Path, Path], pytest.CaptureFixture[str]
-solver = hint_2019.solver
+solver = common.solver
 
 
 def with_snapshots(*arguments: Any, **more: Any) -> Any:
-    """As hint_2019.solver, with snapshots for stages as short as these."""
+    """As common.solver, with snapshots for stages as short as these."""
     made = solver(*arguments, **more)
     made.snapshot = 20
     return made
@@ -45,7 +45,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
     before = Path.cwd()
     os.chdir(here)
     with LocalExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hint_2019, "solver", with_snapshots)
+        for module in (common, hint_2019):
+            patch.setattr(module, "solver", with_snapshots)
         patch.setattr(cli, "finish", lambda *arguments: None)
         patch.setattr(reproduce, "LocalExecutor", lambda jobs: contextlib.nullcontext(pool))
         patch.setattr(reproduce, "estimate", lambda *arguments: Estimate({}, 0.0, 2, 0))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import tiny
-from hintkd.experiment import DATASETS, Experiment, ResNet
-from hintkd.methods.hint_2019 import METHODS
+from experiments import experiment
+from hintkd.methods.method import stages_of
 from hintkd.methods.stage import Stage
 from hintkd.run import digests
 from hintkd.run.earlier import kept
@@ -34,8 +34,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stages() -> list[Stage]:
     """Teacher, hint, KD."""
-    x = Experiment("hint-kd", DATASETS["cifar10"], ResNet(8), teacher=ResNet(14))
-    hint, kd = METHODS["hint-kd"](x)
+    hint, kd = stages_of(experiment("hint-kd"))
     return [hint.sources[0], hint, kd]
 
 
@@ -96,7 +95,7 @@ def test_a_finished_stage_goes_before_others_of_the_same_hash() -> None:
 
 
 def test_folders_that_do_not_say_what_they_are_for_are_left_alone() -> None:
-    write(Stage("a", tiny.net(), tiny.solver()), "1" * 64, {})
+    write(Stage.solve("a", tiny.net(), tiny.solver()), "1" * 64, {})
     (STAGES / "b").mkdir()
     (STAGES / "b/key.json").write_text("{")
     assert kept(STAGES) == {}

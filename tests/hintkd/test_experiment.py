@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from experiments import experiment
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, SCHEDULES, Experiment, Options, ResNet, Schedule
-
-
-def experiment(**changed: object) -> Experiment:
-    return Experiment(**{"method": "kd", "dataset": DATASETS["cifar10"], "student": ResNet(8), "teacher": ResNet(26), **changed})  # type: ignore[arg-type]
+from hintkd.experiment import DATASETS
+from hintkd.methods.hint_2019 import SCHEDULES, Options, Schedule
+from hintkd.nets.resnet import ResNet
 
 
 def test_known_data_sets_are_tested_whole() -> None:

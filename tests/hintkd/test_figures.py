@@ -5,16 +5,19 @@ import pytest
 
 figures = pytest.importorskip("hintkd.results.figures", reason="matplotlib is not installed", exc_type=ImportError)
 
-from hintkd.methods.hint_2019 import METHODS, teacher_stage  # noqa: E402
+from hintkd.methods.method import Line, teacher_stages  # noqa: E402
+from hintkd.methods.method import stages_of as made  # noqa: E402
+from hintkd.results import pictures  # noqa: E402
 from hintkd.study.table import find_table  # noqa: E402
 
 PNG = b"\x89PNG\r\n\x1a\n"
+LINES = pictures.lines(dict.fromkeys(["kd", "new-method", "layerwise-hint", "hint-kd", "original", "kd-equal-iterations", "alone"]))
 RISING = [(at, 0.5 * at) for at in range(0, 101, 10)]
 
 
-def stages_of(table: str, method: str, **changed):
-    x = find_table(table).changed(**changed).experiments(methods=[method], nets=[1])[-1]
-    return x, METHODS[method](x)
+def stages_of(table: str, row: str, **changed):
+    x = find_table(table).changed(changed).experiment(row)
+    return x, made(x)
 
 
 def parts(stages) -> list[dict[str, dict[str, tuple[bool, str]]]]:
@@ -34,11 +37,11 @@ def test_every_figure_is_a_png_and_the_same_each_time(tmp_path):
         accuracy = {"kd": [RISING, RISING], "new-method": [RISING]}
         hints = {"layerwise-hint": {"1": RISING, "2": RISING}, "hint-kd": {"": RISING}}
         bars = [figures.Bar("kd", [90.0, 91.0, 92.0], 90.5, [92.5]), figures.Bar("original", [89.0])]
-        figures.draw_curves(folder / "curves.png", "title", accuracy, {"kd": [RISING]}, window=(30, 90))
-        figures.draw_hint_losses(folder / "hints.png", "title", hints, (0.1, 0.6))
-        figures.draw_bars(folder / "bars.png", "title", bars, teacher=93.0, axis=(88.0, 94.0))
+        figures.draw_curves(folder / "curves.png", "title", accuracy, {"kd": [RISING]}, LINES, window=(30, 90))
+        figures.draw_hint_losses(folder / "hints.png", "title", hints, LINES, (0.1, 0.6))
+        figures.draw_bars(folder / "bars.png", "title", bars, LINES, teacher=93.0, axis=(88.0, 94.0))
         x, stages = stages_of("table1", "layerwise-hint")
-        figures.draw_stages(folder / "stages.png", [teacher_stage(x), *stages], "title")
+        figures.draw_stages(folder / "stages.png", [*teacher_stages(x), *stages], "title")
         return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
     first, second = draw(tmp_path / "one"), draw(tmp_path / "two")
@@ -49,7 +52,7 @@ def test_every_figure_is_a_png_and_the_same_each_time(tmp_path):
 
 def test_a_curve_shows_the_iterations_that_all_nets_have():
     _, (axes,) = figures._figure(4, 3)
-    shown = figures.band(axes, "kd", [[(0, 1.0), (10, 3.0), (20, 5.0)], [(10, 5.0), (20, 7.0), (30, 9.0)]], None)
+    shown = figures.band(axes, "kd", Line("#000000"), [[(0, 1.0), (10, 3.0), (20, 5.0)], [(10, 5.0), (20, 7.0), (30, 9.0)]], None)
     (line,) = axes.get_lines()
     assert line.get_xydata().tolist() == [[10.0, 4.0], [20.0, 6.0]]
     assert sorted(shown) == [5.0, 7.0]                       # the early part does not set the range
@@ -65,7 +68,7 @@ def drawn(monkeypatch):
 
 def test_the_legend_names_what_either_panel_shows_and_the_figure_explains_its_bands(tmp_path, drawn):
     accuracy, loss = {"original": [RISING], "kd": [RISING, RISING]}, {"kd": [RISING], "alone": [RISING]}
-    figures.draw_curves(tmp_path / "curves.png", "title", accuracy, loss, loss_label="test loss")
+    figures.draw_curves(tmp_path / "curves.png", "title", accuracy, loss, LINES, loss_label="test loss")
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["original", "kd", "alone"]
     assert [len(axes.get_lines()) for axes in figure.axes] == [2, 2]
@@ -78,15 +81,24 @@ def test_what_is_written_in_a_figure_lies_inside_it(tmp_path, drawn):
     bars = [figures.Bar("kd-equal-iterations", [90.0, 91.0, 99.0], 90.5, [99.5]), figures.Bar("original", [89.0])]
     hints = {"layerwise-hint": {"1": RISING, "2": RISING}, "hint-kd": {"": RISING}}
     title = "A long title that says what was measured, with which networks and schedule, and on which data: " * 2
-    figures.draw_bars(tmp_path / "bars.png", title, bars, teacher=93.0, axis=(88.0, 94.0))
-    figures.draw_hint_losses(tmp_path / "hints.png", title, hints, (0.1, 0.6))
-    figures.draw_curves(tmp_path / "curves.png", title, {"kd-equal-iterations": [RISING]}, {"kd-equal-iterations": [RISING]})
+    figures.draw_bars(tmp_path / "bars.png", title, bars, LINES, teacher=93.0, axis=(88.0, 94.0))
+    figures.draw_hint_losses(tmp_path / "hints.png", title, hints, LINES, (0.1, 0.6))
+    figures.draw_curves(tmp_path / "curves.png", title, {"kd-equal-iterations": [RISING]}, {"kd-equal-iterations": [RISING]},
+                        LINES)
     for figure in drawn:
         figure.canvas.draw()
         of_axes = [text for axes in figure.axes for text in (axes.xaxis.label, axes.yaxis.label, *axes.texts)]
         for text in [figure._suptitle, *figure.texts, *figure.legends[0].get_texts(), *of_axes]:
             box, whole = text.get_window_extent(), figure.bbox
             assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1, text.get_text()
+
+
+def test_rows_are_drawn_as_their_methods_say_and_two_rows_of_one_method_apart():
+    kd = find_table("table1").method("kd")
+    found = pictures.lines({"kd": kd.line, "kd-again": kd.line, "new": None, "newer": None})
+    assert found["kd"] == kd.line
+    assert len({(line.colour, line.style) for line in found.values()}) == 4
+    assert found["kd-again"].hints == kd.line.hints
 
 
 def test_a_single_batchs_loss_does_not_show():
@@ -118,7 +130,7 @@ def test_a_regressor_is_named_beside_its_loss():
 
 
 def test_frozen_modules_are_shown_frozen():
-    _, stages = stages_of("table4", "sl-resnet", options={"sl_modules": "frozen"})
+    _, stages = stages_of("table4", "sl-resnet", sl_modules="frozen")
     second = parts(stages)[1]["student"]
     assert (second["group0"][0], second["group1"][0], second["fc"][0]) == (False, True, True)
     assert losses(stages)[1] == [("loss", ["student/fc"])]

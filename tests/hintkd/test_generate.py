@@ -5,17 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from experiments import METHODS, experiment
 from hintkd.backend import read_net, read_solver
-from hintkd.experiment import DATASETS, Experiment, ResNet
+from hintkd.experiment import Experiment
 from hintkd.methods.generate import generate
-from hintkd.methods.hint_2019 import METHODS, stages_of
+from hintkd.methods.method import stages_of
+from hintkd.nets.resnet import ResNet
 from hintkd.study.table import load_table
 
 ROOT = Path(__file__).parents[2]
-
-
-def experiment(method: str, **changed: object) -> Experiment:
-    return Experiment(**{"method": method, "dataset": DATASETS["cifar10"], "student": ResNet(8), "teacher": ResNet(14), **changed})  # type: ignore[arg-type]
 
 
 def test_committed_files_are_those_of_tables_1_and_3(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.usefixtures("workspace")
 
 def second_stages() -> list[Stage]:
     """A first stage, and four of one kind that start from it: s2, s3, s4 and s5."""
-    first = Stage("first", tiny.net(), tiny.solver(iterations=20))
-    return [first, *(Stage(f"s{seed}", tiny.net(), tiny.solver(seed), weights_in=(Weights(first, layers=("hidden",)),))
+    first = Stage.solve("first", tiny.net(), tiny.solver(iterations=20))
+    return [first, *(Stage.solve(f"s{seed}", tiny.net(), tiny.solver(seed), weights_in=(Weights(first, layers=("hidden",)),))
                      for seed in (2, 3, 4, 5))]
 
 
 def test_stages_of_one_kind_train_together() -> None:
     executor = Immediate()
-    wide = Stage("wide", tiny.net(hidden=8), tiny.solver(2))
+    wide = Stage.solve("wide", tiny.net(hidden=8), tiny.solver(2))
     _, _, watcher = run([*second_stages(), wide], executor, slots=1, together=3)
     assert sorted(executor.order) == ["first", "s2+s3+s4", "s5", "wide"]
     assert sorted(what for what, _ in watcher.events) == ["begin", *["finished"] * 6, *["started"] * 6]
@@ -57,7 +57,7 @@ def test_a_failed_group_fails_all_of_its_stages_and_says_why_once() -> None:
 
 def test_a_stage_without_its_weights_leaves_its_group() -> None:
     stages = second_stages()
-    stages[2] = Stage("bad", tiny.net(), tiny.solver(3), weights_in=(Weights(stages[0], layers=("nowhere",)),))
+    stages[2] = Stage.solve("bad", tiny.net(), tiny.solver(3), weights_in=(Weights(stages[0], layers=("nowhere",)),))
     executor = Immediate()
     _, runner, _ = run(stages, executor, slots=1, together=3)
     assert executor.order == ["first", "s2+s4+s5"] and len(runner.failures) == 1

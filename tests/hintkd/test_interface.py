@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 import synthetic
+from experiments import METHODS
 from hintkd import cli, extras
 from hintkd.errors import UserError
-from hintkd.experiment import Options
-from hintkd.methods.hint_2019 import METHODS
+from hintkd.methods.hint_2019 import Options
 from hintkd.results.export import as_data, write_csv
 from hintkd.results.measured import read_groups
 from hintkd.run import scalars
@@ -72,7 +72,7 @@ def test_measured_values_leave_as_json_and_csv(empty: Path, capsys: Capture) -> 
     assert cli.main(["report", "--json"]) == 0
     (data,) = json.loads(capsys.readouterr().out)
     assert data == json.loads(json.dumps(as_data(read_groups(empty / "results/measured"))[0]))
-    methods = {each["method"]: each for each in data["methods"]}
+    methods = {each["row"]: each for each in data["rows"]}
     assert methods["kd"]["mean"] == pytest.approx(0.56)
     assert [net["last"] for net in methods["kd"]["nets"]] == pytest.approx([0.56, 0.57, 0.55])
     assert {claim["verdict"] for claim in data["claims"]} >= {"not judged"}
@@ -93,10 +93,10 @@ def test_records_of_two_kinds_in_one_folder_share_a_csv_file(empty: Path) -> Non
 
 
 def test_quiet_says_nothing_but_what_is_wrong(capsys: Capture) -> None:
-    assert cli.main(["generate", "--quiet"]) == 0 and capsys.readouterr() == ("", "")
+    assert cli.main(["generate", "table3", "--quiet"]) == 0 and capsys.readouterr() == ("", "")
     assert cli.main(["report", "--quiet"]) == 0 and capsys.readouterr() == ("", "")
     assert cli.main(["prepare", "digits", "--quiet"]) == 0 and capsys.readouterr() == ("", "")
-    assert cli.main(["generate", "--quiet", "--method", "kdd"]) == 2 and "kdd" in capsys.readouterr().err
+    assert cli.main(["generate", "table3", "--quiet", "--rows", "kdd"]) == 2 and "kdd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", ["demo", "report", "cluster"])

@@ -38,18 +38,18 @@ def test_how_a_run_is_watched_and_stored_does_not_matter() -> None:
     solver.net, solver.solver_mode = "some/net.prototxt", caffe_pb2.SolverParameter.GPU
     renamed = tiny.net()
     renamed.name = "another"
-    assert key(Stage("a", renamed, solver)) == key(Stage("b", tiny.net(), tiny.solver()))
+    assert key(Stage.solve("a", renamed, solver)) == key(Stage.solve("b", tiny.net(), tiny.solver()))
 
 
 @pytest.mark.parametrize(("changed", "told"), [
-    (Stage("a", tiny.net(), tiny.solver(lr=0.5)), "solver.base_lr 0.02 -> 0.5"),
-    (Stage("a", tiny.net(), tiny.solver(seed=7)), "solver.random_seed 1 -> 7"),
-    (Stage("a", tiny.net(hidden=8), tiny.solver()), "net.hidden.inner_product_param.num_output 16 -> 8"),
-    (Stage("a", tiny.net(), tiny.solver(), drop=("fc",)), "drop [] -> ['fc']"),
-    (Stage("a", tiny.net(), tiny.solver(), program="other"), "program solve -> other"),
+    (Stage.solve("a", tiny.net(), tiny.solver(lr=0.5)), "solver.base_lr 0.02 -> 0.5"),
+    (Stage.solve("a", tiny.net(), tiny.solver(seed=7)), "solver.random_seed 1 -> 7"),
+    (Stage.solve("a", tiny.net(hidden=8), tiny.solver()), "net.hidden.inner_product_param.num_output 16 -> 8"),
+    (Stage.solve("a", tiny.net(), tiny.solver(), drop=("fc",)), "drop [] -> ['fc']"),
+    (replace(Stage.solve("a", tiny.net(), tiny.solver()), program="other"), "program solve -> other"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_decides_the_outcome_changes_the_key_and_is_named(changed: Stage, told: str) -> None:
-    stage = Stage("a", tiny.net(), tiny.solver())
+    stage = Stage.solve("a", tiny.net(), tiny.solver())
     assert key(changed) != key(stage)
     known = json.loads(json.dumps(Keys(SETTING).parts(stage)))                  # as it comes back from a file
     assert told in differences(known, Keys(SETTING).parts(changed))
@@ -58,7 +58,7 @@ def test_what_decides_the_outcome_changes_the_key_and_is_named(changed: Stage, t
 @pytest.mark.parametrize("changes", [{"backend": "caffe"}, {"engine": "torchcaffe 1 numeric 2"}, {"device": "gpu"}, {"threads": 2},
                                      {"precision": "bf16"}, {"together": 3}])
 def test_the_setting_is_part_of_the_key(changes: dict) -> None:
-    stage = Stage("a", tiny.net(), tiny.solver())
+    stage = Stage.solve("a", tiny.net(), tiny.solver())
     other = replace(SETTING, **changes)
     assert key(stage, other) != key(stage)
     assert any(name in "".join(differences(Keys(SETTING).parts(stage), Keys(other).parts(stage))) for name in changes)
@@ -67,16 +67,16 @@ def test_the_setting_is_part_of_the_key(changes: dict) -> None:
 def test_stages_of_one_kind_differ_in_seed_and_weights_alone() -> None:
     def kind(stage: Stage) -> dict:
         return Keys(SETTING).kind(stage)
-    first = Stage("first", tiny.net(), tiny.solver())
+    first = Stage.solve("first", tiny.net(), tiny.solver())
     often = tiny.solver()
     often.snapshot = 5
-    assert kind(first) == kind(Stage("other", tiny.net(), tiny.solver(seed=2), weights_in=(Weights(first),)))
-    assert all(kind(first) != kind(Stage("first", *made)) for made in (
+    assert kind(first) == kind(Stage.solve("other", tiny.net(), tiny.solver(seed=2), weights_in=(Weights(first),)))
+    assert all(kind(first) != kind(Stage.solve("first", *made)) for made in (
         (tiny.net(hidden=8), tiny.solver()), (tiny.net(), tiny.solver(lr=0.5)), (tiny.net(), often)))
 
 
 def test_threads_do_not_matter_on_a_gpu() -> None:
-    stage, gpu = Stage("a", tiny.net(), tiny.solver()), replace(SETTING, device="gpu")
+    stage, gpu = Stage.solve("a", tiny.net(), tiny.solver()), replace(SETTING, device="gpu")
     assert key(stage, gpu) == key(stage, replace(gpu, threads=4))
 
 
@@ -85,14 +85,14 @@ def test_the_order_of_layers_matters() -> None:
     layers = list(moved.layer)
     del moved.layer[:]
     moved.layer.extend([*layers[:-2], layers[-1], layers[-2]])
-    parts = [Keys(SETTING).parts(Stage("a", net, tiny.solver())) for net in (tiny.net(), moved)]
+    parts = [Keys(SETTING).parts(Stage.solve("a", net, tiny.solver())) for net in (tiny.net(), moved)]
     assert differences(*parts) == ["the order of layers"]
-    assert key(Stage("a", moved, tiny.solver())) != key(Stage("a", tiny.net(), tiny.solver()))
+    assert key(Stage.solve("a", moved, tiny.solver())) != key(Stage.solve("a", tiny.net(), tiny.solver()))
 
 
 def test_a_changed_upstream_stage_changes_what_starts_from_it() -> None:
-    first = [Stage("first", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
-    second = [Stage("second", tiny.net(), tiny.solver(), weights_in=(Weights(source),)) for source in first]
+    first = [Stage.solve("first", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
+    second = [Stage.solve("second", tiny.net(), tiny.solver(), weights_in=(Weights(source),)) for source in first]
     assert key(second[0]) != key(second[1])
     assert differences(*(Keys(SETTING).parts(stage) for stage in second)) == ["the weights it starts from"]
 
@@ -100,23 +100,23 @@ def test_a_changed_upstream_stage_changes_what_starts_from_it() -> None:
 def test_weight_files_count_by_content(workspace: Path) -> None:
     for name, content in (("a", b"same"), ("b", b"same"), ("c", b"other")):
         (workspace / name).write_bytes(content)
-    a, b, c = (key(Stage("x", tiny.net(), tiny.solver(), weights_in=(Weights(Path(name)),))) for name in "abc")
+    a, b, c = (key(Stage.solve("x", tiny.net(), tiny.solver(), weights_in=(Weights(Path(name)),))) for name in "abc")
     assert a == b != c
 
 
 def test_data_count_by_content_and_not_by_path(workspace: Path) -> None:
-    before = key(Stage("a", tiny.net(), tiny.solver()))
+    before = key(Stage.solve("a", tiny.net(), tiny.solver()))
     moved = tiny.net()
     for layer in moved.layer:
         layer.data_param.source = layer.data_param.source.replace("tiny", "moved") if layer.type == "Data" else ""
         if layer.type != "Data":
             layer.ClearField("data_param")
     (workspace / "data/tiny").rename(workspace / "data/moved")
-    assert key(Stage("a", moved, tiny.solver())) == before
+    assert key(Stage.solve("a", moved, tiny.solver())) == before
     with (workspace / "data/moved/train_lmdb/data.mdb").open("r+b") as file:
         file.seek(20_000)
         file.write(b"another record")
-    assert key(Stage("a", moved, tiny.solver())) != before
+    assert key(Stage.solve("a", moved, tiny.solver())) != before
 
 
 def describe_data(workspace: Path, **more: object) -> Path:
@@ -130,16 +130,17 @@ def describe_data(workspace: Path, **more: object) -> Path:
 def test_a_prepared_data_set_counts_by_its_fingerprint(workspace: Path) -> None:
     facts = describe_data(workspace)
     fingerprint = read_sealed(facts)["fingerprint"]
-    assert Keys(SETTING).parts(Stage("a", tiny.net(), tiny.solver()))["net.data#2.data_param.source"] == f"data {fingerprint}/test_lmdb"
+    parts = Keys(SETTING).parts(Stage.solve("a", tiny.net(), tiny.solver()))
+    assert parts["net.data#2.data_param.source"] == f"data {fingerprint}/test_lmdb"
     facts.write_text("{")
     with pytest.raises(UserError, match="data/tiny/dataset.json is damaged; prepare"):
-        key(Stage("a", tiny.net(), tiny.solver()))
+        key(Stage.solve("a", tiny.net(), tiny.solver()))
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with digests of its files", "from before there were any"])
 def test_a_changed_record_is_found_however_the_set_was_described(workspace: Path, named: bool) -> None:
     describe_data(workspace, **({"files": check.files(workspace / "data/tiny")} if named else {}))
-    stage = Stage("a", tiny.net(), tiny.solver())
+    stage = Stage.solve("a", tiny.net(), tiny.solver())
     key(stage)
     change(workspace / "data/tiny/train_lmdb/data.mdb")
     with pytest.raises(UserError, match="data/tiny.*prepare .* again"):
@@ -148,7 +149,7 @@ def test_a_changed_record_is_found_however_the_set_was_described(workspace: Path
 
 def test_bytes_that_a_disk_lost_are_found_by_samples(workspace: Path) -> None:
     describe_data(workspace, files=check.files(workspace / "data/tiny"))
-    stage = Stage("a", tiny.net(), tiny.solver())
+    stage = Stage.solve("a", tiny.net(), tiny.solver())
     key(stage)
     change(workspace / "data/tiny/train_lmdb/data.mdb")
     checked = read_sealed(digests.CHECKED)
@@ -161,7 +162,7 @@ def test_bytes_that_a_disk_lost_are_found_by_samples(workspace: Path) -> None:
 
 def test_an_unchanged_set_is_read_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     describe_data(workspace, files=check.files(workspace / "data/tiny"))
-    stage = Stage("a", tiny.net(), tiny.solver())
+    stage = Stage.solve("a", tiny.net(), tiny.solver())
     before = key(stage)
     digests._require.cache_clear()                                              # as in another process
     monkeypatch.setattr(digests, "check_all", None)
@@ -170,7 +171,7 @@ def test_an_unchanged_set_is_read_once(workspace: Path, monkeypatch: pytest.Monk
 
 def test_a_description_that_is_gone_does_not_give_another_key(workspace: Path) -> None:
     facts = describe_data(workspace, files=check.files(workspace / "data/tiny"))
-    stage, told = Stage("a", tiny.net(), tiny.solver()), []
+    stage, told = Stage.solve("a", tiny.net(), tiny.solver()), []
     before = key(stage)
     facts.unlink()
     with pytest.raises(UserError, match="data/tiny/dataset.json is missing; move data/tiny away and prepare"):
@@ -192,14 +193,14 @@ def change(path: Path) -> None:
 def test_missing_data_are_a_sentence_that_names_the_command(workspace: Path) -> None:
     (workspace / "data/tiny/test_lmdb").rename(workspace / "gone")
     with pytest.raises(UserError, match=r"data/tiny/test_lmdb is missing.*hintkd prepare tiny"):
-        key(Stage("a", tiny.net(), tiny.solver()))
+        key(Stage.solve("a", tiny.net(), tiny.solver()))
 
 
 def test_the_source_of_a_python_layer_is_part_of_the_key(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(workspace))
     net = tiny.net()
     net.layer.add(name="mine", type="Python", bottom=["fc"], top=["mine"], python_param={"module": "my_layers", "layer": "Mine"})
-    stage = Stage("a", net, tiny.solver())
+    stage = Stage.solve("a", net, tiny.solver())
     with pytest.raises(UserError, match="my_layers is not on the path"):
         key(stage)
     (workspace / "my_layers.py").write_text("raise RuntimeError('is not imported')")

@@ -134,11 +134,11 @@ def test_machines_and_commits_may_differ_within_a_table(tmp_path, measured):
 
 
 def test_a_changed_table_is_read_from_beside_its_results(tmp_path, measured):
-    table = TABLE3.changed(teacher_depth=20)
+    table = TABLE3.changed({"teacher.depth": 20})
     synthetic.measure(tmp_path, table, {"kd": [0.5, 0.6, 0.7]})
     with pytest.raises(UserError, match=r"no table 'table3-teacher20'.*belongs beside its results, as .*table3-teacher20/table.yaml"):
         read_groups(measured)
-    (measured / "table3-teacher20/table.yaml").write_text(table.dump())
+    (measured / "table3-teacher20/table.yaml").write_text(table.dump(measured))
     assert read_groups(measured)[0].table == table
 
 

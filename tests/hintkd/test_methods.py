@@ -1,17 +1,22 @@
 """Methods as lists of stages: which, how long, from which seed and weights; and that every stage trains."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import torchcaffe
+from experiments import METHODS, experiment
 from hintkd.backend import caffe_pb2, read_weights, write_text
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
-from hintkd.methods.hint_2019 import METHODS, stages_of, teacher_stage
-from hintkd.methods.stage import Stage
+from hintkd.experiment import DATASETS, Dataset, Experiment, Trained
+from hintkd.methods.hint_2019 import SCHEDULES, Options, Schedule, kd_stage
+from hintkd.methods.method import Method, method, stages_of, teacher_stages
+from hintkd.methods.papers import paper
+from hintkd.methods.stage import Stage, Weights
+from hintkd.nets.resnet import ResNet
 from hintkd.run.runner import test_net as published_net
 from tiny_data import write_dataset
 
@@ -25,10 +30,6 @@ ITERATIONS = {
     "hint-kd-plus": [25_000, 64_000], "layerwise-hint": [3_000, 7_000, 15_000, 64_000], "concurrent-hint": [25_000, 64_000],
     "sl-resnet": [12_000] * 3 + [64_000], "sl-resnet-kd": [12_000] * 3 + [64_000],
 }
-
-
-def experiment(method: str, **changed: object) -> Experiment:
-    return Experiment(**{"method": method, "dataset": DATASETS["cifar10"], "student": ResNet(8), "teacher": ResNet(14), **changed})  # type: ignore[arg-type]
 
 
 def losses(stage: Stage) -> dict[str, list[str]]:
@@ -45,7 +46,7 @@ def test_stages_and_their_lengths(method: str) -> None:
 
 
 def test_every_method_is_tested() -> None:
-    assert set(METHODS) | {"teacher"} == set(TITLES)
+    assert set(paper("hint_2019").methods) == set(TITLES)
 
 
 @pytest.mark.parametrize("method", TITLES)
@@ -53,7 +54,7 @@ def test_each_stage_starts_from_the_teacher_if_it_needs_one_and_from_the_stage_b
     stages = stages_of(experiment(method))
     for before, stage in zip([None, *stages], stages, strict=False):
         needs_teacher = any(layer.name.startswith("teacher/") for layer in stage.net.layer)
-        expected = [(teacher_stage(experiment(method)), "teacher/")] * needs_teacher + ([(before, "")] if before else [])
+        expected = [(teacher_stages(experiment(method))[-1], "teacher/")] * needs_teacher + ([(before, "")] if before else [])
         assert [(w.source, w.prefix) for w in stage.weights_in] == expected
         assert not needs_teacher or not stage.keeps("teacher/fc")
 
@@ -155,16 +156,63 @@ def test_curves_have_points_enough_and_tests_see_the_whole_set_but_a_fifth_of_al
 
 
 def test_an_external_teacher_is_not_trained() -> None:
-    x = experiment("kd", external_teacher=ExternalTeacher(Path("mine.caffemodel")))
+    x = experiment("kd", teacher=Trained(Path("mine.caffemodel"), network=ResNet(14)))
     assert [(w.source, w.prefix) for w in stages_of(x)[0].weights_in] == [(Path("mine.caffemodel"), "teacher/")]
     assert stages_of(x)[0].net == stages_of(experiment("kd"))[0].net
     with pytest.raises(UserError, match="name the pairs"):
-        stages_of(experiment("hint-kd", external_teacher=ExternalTeacher(Path("mine.caffemodel"), Path("mine.prototxt"))))
+        stages_of(experiment("hint-kd", teacher=Trained(Path("mine.caffemodel"), Path("mine.prototxt"))))
 
 
-def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(UserError, match="no method 'hint'; there are original, kd"):
-        stages_of(experiment("hint"))
+@method
+def distilled_twice(x: Experiment) -> list[Stage]:
+    """KD from a teacher."""
+    return [kd_stage(x)]
+
+
+def test_any_methods_result_can_be_a_teacher_with_seeds_of_its_own() -> None:
+    top = experiment("kd", teacher=ResNet(26)).teacher
+    assert isinstance(top, Experiment)
+    middle = Experiment(METHODS["hint-kd"], DATASETS["cifar10"], ResNet(14), replace(top, generation=2, student=ResNet(20)), generation=1,
+                        schedule=Schedule(), options=Options())
+    (kd,) = stages_of(experiment("kd", teacher=middle))
+    (taught,) = kd.sources
+    assert taught == stages_of(middle)[-1] and [stage.title for stage in taught.sources] == ["teacher", "hint"]
+    assert {layer.name for layer in taught.net.layer if layer.name.startswith("teacher/group")} > {"teacher/group0_block2_conv0"}
+    plain, own = taught.sources[0], stages_of(experiment("hint-kd", teacher=middle))
+    seeds = [stage.solver.random_seed for stage in (plain, taught, taught.sources[1], *own)]
+    assert len(set(seeds)) == len(seeds) == 5
+    assert not any(name.startswith("teacher/teacher/") for name in (layer.name for layer in kd.net.layer))
+
+
+def test_a_teacher_for_its_pupil_knows_it() -> None:
+    seen = []
+
+    def friendly(x: Experiment) -> list[Stage]:
+        seen.append(x.pupil)
+        return METHODS["original"](x)
+    teacher = experiment("kd", student=ResNet(8), teacher=ResNet(14)).teacher
+    assert isinstance(teacher, Experiment)
+    stages_of(experiment("kd", teacher=replace(teacher, method=Method("friendly", friendly, needs_teacher=False))))
+    assert set(seen) == {ResNet(8)}
+
+
+def test_a_method_says_its_name_and_what_it_needs() -> None:
+    assert distilled_twice.name == "distilled-twice" and distilled_twice.about == "KD from a teacher."
+    for name, each in METHODS.items():
+        if each.needs_teacher:
+            with pytest.raises(UserError, match=f"{name} needs a teacher"):
+                stages_of(experiment(name, teacher=None))
+        else:
+            assert stages_of(experiment(name, teacher=None))
+
+
+def test_stages_of_a_file_of_ones_own_are_signed_with_it_and_the_teachers_are_not() -> None:
+    own = replace(METHODS["hint-kd"], source="mine.py")
+    x = experiment("hint-kd")
+    hint, kd = stages_of(replace(x, method=own))
+    assert (hint.source, kd.source) == ("mine.py", "mine.py") and kd.weights_in[1].source == hint
+    assert kd != stages_of(x)[-1] and kd.sources[0] == stages_of(x)[-1].sources[0]
+    assert Weights(hint) in kd.weights_in
 
 
 # -- training ----------------------------------------------------------------------------------------------------------------
@@ -177,8 +225,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
 def small(method: str, dataset: Dataset, **changed: object) -> Experiment:
     """Nets of 4, 8 and 16 filters on 8x8 images, four iterations each."""
     schedule = Schedule(iterations=4, teacher_iterations=4, hint_iterations=4, layerwise_iterations=(4, 4, 4), sl_iterations=4)
-    return Experiment(**{"method": method, "dataset": dataset, "student": ResNet(8, (4, 8, 16)), "teacher": ResNet(14, (4, 8, 16)),  # type: ignore[arg-type]
-                         "schedule": schedule, "options": Options(bn_fraction=0.9), **changed})
+    return experiment(method, **{"dataset": dataset, "student": ResNet(8, (4, 8, 16)), "teacher": ResNet(14, (4, 8, 16)),  # type: ignore[arg-type]
+                                 "schedule": schedule, "options": Options(bn_fraction=0.9), **changed})
 
 
 class Trainer:
@@ -207,7 +255,10 @@ class Trainer:
             solver.solve()
             after = dict(read_weights(f"{name}_iter_{stage.solver.max_iter}.caffemodel"))
             teacher = {layer: blobs for layer, blobs in after.items() if layer.startswith("teacher/") and blobs}
-            assert all(np.array_equal(a, b) for layer, blobs in teacher.items() for a, b in zip(blobs, given[layer], strict=True))
+            moving = [layer.name for layer in stage.net.layer if layer.type == "BatchNorm" and not layer.batch_norm_param.use_global_stats]
+            assert all(np.array_equal(a, b) for layer, blobs in teacher.items() if layer not in moving
+                       for a, b in zip(blobs, given[layer], strict=True))
+            assert all(not np.array_equal(teacher[layer][0], given[layer][0]) for layer in moving if layer in teacher)
             assert all(np.isfinite(blob).all() for blobs in after.values() for blob in blobs)
             self.weights[stage] = {layer: blobs for layer, blobs in after.items() if blobs and stage.keeps(layer)}
         return self.weights[stage]
@@ -232,6 +283,7 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
                                       "options": Options(regressor_kernel=3, bn_fraction=0.9)}),
     "after pooling": ("hint-kd-plus", {"options": Options(plus_tap="after", bn_fraction=0.9)}),
     "frozen modules": ("sl-resnet", {"options": Options(sl_modules="frozen", bn_fraction=0.9)}),
+    "teacher on batches": ("kd", {"options": Options(teacher_statistics="batch", bn_fraction=0.9)}),
     "lambda falls": ("hint-kd", {"lambda_schedule": "linear", "options": Options(label_tau="tau", tau_squared=True, bn_fraction=0.9)}),
 }
 

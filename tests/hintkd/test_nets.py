@@ -10,19 +10,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import experiments
 import torchcaffe
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, Experiment, ExternalTeacher, Options, ResNet
+from hintkd.experiment import DATASETS, Experiment, Trained
+from hintkd.methods.hint_2019 import Options
 from hintkd.nets import stages as nets
+from hintkd.nets.networks import NETWORKS
+from hintkd.nets.resnet import ResNet
 from hintkd.nets.stages import Pair, surgery
 
 NARROW = (4, 8, 16)
 
 
 def experiment(**changed: object) -> Experiment:
-    return Experiment(**{"method": "kd", "dataset": DATASETS["cifar10"], "student": ResNet(8, NARROW),  # type: ignore[arg-type]
-                         "teacher": ResNet(14, NARROW), **changed})
+    return experiments.experiment(**{"student": ResNet(8, NARROW), "teacher": ResNet(14, NARROW), **changed})  # type: ignore[arg-type]
 
 
 def built(net: caffe_pb2.NetParameter, folder: Path, image: tuple[int, ...], phase: int = torchcaffe.TRAIN,
@@ -57,8 +60,8 @@ def learned(net: caffe_pb2.NetParameter, image: tuple[int, ...]) -> int:
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_parameter_counts_are_those_of_he_et_al(depth: int, millions: float) -> None:
-    x = experiment()                                                       # their table 6; option A
-    assert round(learned(nets.plain_net(x, ResNet(depth), x.dataset), (3, 32, 32)) / 1e6, 2 if millions < 1 else 1) == millions
+    x = experiment(student=ResNet(depth))                                  # their table 6; option A
+    assert round(learned(nets.plain_net(x), (3, 32, 32)) / 1e6, 2 if millions < 1 else 1) == millions
 
 
 class Reference:
@@ -95,7 +98,7 @@ class Reference:
 @pytest.mark.parametrize(("shortcut", "widths"), [("A", (4, 8, 16)), ("A", (3, 3, 9)), ("B", (4, 6, 9))])
 def test_net_computes_what_the_papers_draw(tmp_path: Path, shortcut: str, widths: tuple[int, int, int]) -> None:
     x = experiment(student=ResNet(14, widths), options=Options(shortcut=shortcut))
-    net = built(nets.plain_net(x, x.student, x.dataset), tmp_path, (3, 16, 16))
+    net = built(nets.plain_net(x), tmp_path, (3, 16, 16))
     for name, blobs in net.params.items():
         if name.endswith("_scale"):
             blobs[1].data[...] = np.random.default_rng(2).standard_normal(blobs[1].data.shape)
@@ -104,15 +107,65 @@ def test_net_computes_what_the_papers_draw(tmp_path: Path, shortcut: str, widths
     np.testing.assert_allclose(net.blobs["fc"].data, expected.numpy(), atol=1e-5)
 
 
+def test_taps_are_what_is_compared_and_read(tmp_path: Path) -> None:
+    taps = ResNet(14, NARROW).write(caffe_pb2.NetParameter(), "data", 10, Options())
+    assert taps.modules == tuple(f"group{g}_block{b}_sum" for g in range(3) for b in range(2))
+    assert taps.stages == taps.modules[1::2] and taps.preacts == () and (taps.pooled, taps.logits) == ("global_avg_pool", "fc")
+
+
+def test_preacts_are_what_the_last_relu_of_a_stage_is_given_and_change_no_value(tmp_path: Path) -> None:
+    network, scores = ResNet(14, NARROW), []
+    for preacts in (False, True):
+        message = caffe_pb2.NetParameter()
+        taps = network.write(message, "data", 10, Options(), preacts=preacts)
+        net = built(message, tmp_path, (3, 16, 16))
+        for blobs in net.params.values():
+            for blob in blobs:
+                blob.data[...] = np.random.default_rng(blob.count).standard_normal(blob.shape) / 3
+        net.forward()
+        scores.append(np.array(net.blobs[taps.logits].data))
+    for below, end in zip(taps.preacts, taps.stages, strict=True):
+        assert net.blobs[below].data.min() < 0
+        np.testing.assert_array_equal(net.blobs[end].data, net.blobs[below].data.clip(min=0))
+    np.testing.assert_array_equal(*scores)
+
+
+def test_a_branch_begins_at_a_tap_of_another_network_under_names_of_its_own(tmp_path: Path) -> None:
+    """As a student's later stages on a teacher's first one."""
+    message, teacher, student = caffe_pb2.NetParameter(name="both"), ResNet(14, NARROW), ResNet(8, NARROW)
+    trunk = teacher.write(message, "data", 10, Options())
+    branch = student.write(message, trunk.stages[0], 10, Options(), prefix="branch/", begin=1)
+    assert branch.stages == ("branch/group1_block0_sum", "branch/group2_block0_sum") and branch.logits == "branch/fc"
+    names = [layer.name for layer in message.layer if layer.name.startswith("branch/")]
+    assert len(set(names)) == len(names) and not any("first_conv" in name or "group0" in name for name in names)
+    net = built(message, tmp_path, (3, 16, 16))
+    net.forward()
+    assert net.blobs[branch.stages[0]].data.shape == net.blobs[trunk.stages[1]].data.shape
+    assert net.blobs[branch.logits].data.shape == (3, 10)
+
+
+def test_networks_are_known_by_name() -> None:
+    assert NETWORKS["resnet"](depth=20, widths=(4, 8, 16)) == ResNet(20, NARROW)
+
+
+def test_a_teacher_stands_on_its_own_statistics_or_on_those_of_each_batch() -> None:
+    for statistics, stored in (("stored", True), ("batch", False)):
+        x = experiment(options=Options(teacher_statistics=statistics))
+        for net in (nets.kd_net(x, 100), nets.hint_net(x, [Pair("group1_block1_relu", "group1_block0_relu")])):
+            norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
+            assert {layer.batch_norm_param.use_global_stats for layer in norms if layer.name.startswith("teacher/")} == {stored}
+            assert not any(layer.batch_norm_param.HasField("use_global_stats") for layer in norms if not layer.name.startswith("teacher/"))
+
+
 def test_shortcut_a_needs_multiples() -> None:
     x = experiment(student=ResNet(8, (4, 6, 9)))
     with pytest.raises(UserError, match="from 4 to 6; use shortcut B"):
-        nets.plain_net(x, x.student, x.dataset)
+        nets.plain_net(x)
 
 
 def test_data_layers_augment_in_training_only() -> None:
     x = experiment()
-    train, test = nets.plain_net(x, x.student, x.dataset).layer[:2]
+    train, test = nets.plain_net(x).layer[:2]
     transforms = caffe_pb2.TransformationParameter
     assert train.transform_param == transforms(crop_size=32, mirror=True, mean_file="data/cifar10/train_mean.binaryproto")
     assert test.transform_param == transforms(mean_file="data/cifar10/test_mean.binaryproto")
@@ -124,7 +177,7 @@ def test_data_layers_augment_in_training_only() -> None:
     (Options(), 2, 0), (Options(mean="values"), 0, 6), (Options(mean="none", mirror=False), 0, 0)])
 def test_mean_and_mirror_are_options(options: Options, files: int, values: int) -> None:
     x = experiment(options=options)
-    data = nets.plain_net(x, x.student, x.dataset).layer[:2]
+    data = nets.plain_net(x).layer[:2]
     assert sum(layer.transform_param.HasField("mean_file") for layer in data) == files
     assert sum(len(layer.transform_param.mean_value) for layer in data) == values
     assert data[0].transform_param.mirror == options.mirror
@@ -132,14 +185,14 @@ def test_mean_and_mirror_are_options(options: Options, files: int, values: int) 
 
 def test_mnist_is_scaled_and_otherwise_as_it_is() -> None:
     x = experiment(dataset=DATASETS["mnist"], options=Options(mean="values", mnist_scale=0.5))
-    transform = nets.plain_net(x, x.student, x.dataset).layer[0].transform_param
+    transform = nets.plain_net(x).layer[0].transform_param
     assert transform == caffe_pb2.TransformationParameter(scale=0.5)
 
 
 def test_mean_values_have_to_be_known() -> None:
     x = experiment(dataset=replace(DATASETS["cifar10"], mean_value=()), options=Options(mean="values"))
     with pytest.raises(UserError, match="needs its mean_value"):
-        nets.plain_net(x, x.student, x.dataset)
+        nets.plain_net(x)
 
 
 def teacher_part(net: caffe_pb2.NetParameter) -> list[caffe_pb2.LayerParameter]:
@@ -188,17 +241,17 @@ def test_kd_net_tests_the_student_alone(tmp_path: Path) -> None:
     x = experiment()
     net = built(nets.kd_net(x, 100), tmp_path, (3, 32, 32), torchcaffe.TEST)
     assert net.outputs == ["accuracy", "loss"]
-    assert set(net.params) == {layer.name for layer in nets.plain_net(x, x.student, x.dataset).layer if surgery.parameter_count(layer)}
+    assert set(net.params) == {layer.name for layer in nets.plain_net(x).layer if surgery.parameter_count(layer)}
 
 
 def test_kd_loss_says_what_is_not_default() -> None:
-    def param_str(**changed: object) -> str:
-        net = nets.kd_net(experiment(**changed), 1000)
+    def param_str(label_tau: float = 1, tau_squared: bool = False, **changed: object) -> str:
+        net = nets.kd_net(experiment(**changed), 1000, label_tau, tau_squared)
         text = next(layer.python_param.param_str for layer in net.layer if layer.type == "Python")
         assert text.startswith('{"tau": 3.0, "lambda": 5.0')
         return text.removeprefix('{"tau": 3.0, "lambda": 5.0')
     assert param_str() == "}"
-    assert param_str(options=Options(label_tau="tau", tau_squared=True)) == ', "label_tau": 3.0, "tau_squared": true}'
+    assert param_str(3.0, True) == ', "label_tau": 3.0, "tau_squared": true}'
     assert param_str(lambda_schedule="linear") == ', "schedule": "linear", "end": 1.0, "iterations": 1000}'
     assert param_str(lambda_schedule="step", lambda_end=0.0) == ', "schedule": "step", "end": 0.0, "steps": [500, 750]}'
 
@@ -230,8 +283,8 @@ def test_concurrent_losses_share_one_weight() -> None:
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_regressor_matches_a_wider_teacher(tmp_path: Path, kernel: int) -> None:
-    x = experiment(teacher=ResNet(14, (8, 16, 32)), regressor=True, options=Options(regressor_kernel=kernel, regressor_std=0.5))
-    net = nets.hint_net(x, [Pair("group1_block1_relu", "group1_block0_relu", "2")])
+    x = experiment(teacher=ResNet(14, (8, 16, 32)), regressor=True)
+    net = nets.hint_net(x, [Pair("group1_block1_relu", "group1_block0_relu", "2")], kernel, std=0.5)
     regressor = next(layer for layer in net.layer if layer.name == "regressor2").convolution_param
     assert (regressor.weight_filler.type, regressor.weight_filler.std, regressor.bias_term) == ("gaussian", 0.5, False)
     assert built(net, tmp_path, (3, 32, 32)).params["regressor2"][0].data.shape == (16, 8, kernel, kernel)
@@ -264,7 +317,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "y" top: "
 
 def test_a_teacher_of_ones_own_is_taken_apart_alike(tmp_path: Path) -> None:
     (tmp_path / "mine.prototxt").write_text(OWN_TEACHER % 10)
-    x = experiment(teacher=None, external_teacher=ExternalTeacher(tmp_path / "mine.caffemodel", tmp_path / "mine.prototxt"))
+    x = experiment(teacher=Trained(tmp_path / "mine.caffemodel", tmp_path / "mine.prototxt"))
     net = nets.kd_net(x, 100)
     assert [layer.name for layer in teacher_part(net)] == [f"teacher/{name}" for name in ("conv", "slice", "pool", "scores", "silence")]
     assert [len(layer.param) for layer in teacher_part(net)] == [2, 0, 0, 2, 0]
@@ -276,6 +329,6 @@ def test_a_teacher_of_ones_own_is_taken_apart_alike(tmp_path: Path) -> None:
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.prototxt").write_text(OWN_TEACHER.replace('type: "Slice"', 'type: "ReLU"').replace('top: "other"', "") % 7)
-    x = experiment(teacher=None, external_teacher=ExternalTeacher(tmp_path / "mine.caffemodel", tmp_path / "mine.prototxt"))
+    x = experiment(teacher=Trained(tmp_path / "mine.caffemodel", tmp_path / "mine.prototxt"))
     with pytest.raises(UserError, match="'mine' scores 7 classes and data set cifar10 has 10"):
         nets.kd_net(x, 100)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hintkd.errors import Damaged, UserError
-from hintkd.results.probabilities import ensemble, keep, read
+from hintkd.study.probabilities import ensemble, keep, read
 
 
 def write(path: Path, probabilities: list[list[float]], labels: list[int]) -> Path:

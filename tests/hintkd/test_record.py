@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from hintkd.experiment import DATASETS, Experiment, ResNet
+import experiments
+from hintkd.experiment import DATASETS, Experiment
 from hintkd.run.progress import clock
 from hintkd.study import record
 from hintkd.study.record import Run, best, changes, fingerprints
 
 
 def experiment(**changes: object) -> Experiment:
-    return Experiment(**{"method": "kd", "dataset": DATASETS["mnist"], "student": ResNet(8), "teacher": ResNet(14), "net": 2, **changes})  # type: ignore[arg-type]
+    return experiments.experiment(**{"dataset": DATASETS["mnist"], "net": 2, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "value", "iteration"), [("accuracy", 0.9, 20), ("loss", 0.1, 10), ("kd_loss", 0.1, 10)])
@@ -26,6 +27,8 @@ def test_a_rate_is_recorded_where_it_changes() -> None:
 
 
 def test_results_lie_under_names_that_say_what_they_are() -> None:
+    named = Run("table3", experiment(row="falling"), ())
+    assert named.record == Path("results/measured/table3/falling/net2.json")
     first, third = Run("table3-scale0.05", experiment(), ()), Run("table3", experiment(net=1), (), repeat=3)
     assert first.record == Path("results/measured/table3-scale0.05/kd/net2.json")
     assert first.weights == Path("runs/weights/table3-scale0.05/kd/net2")

@@ -78,8 +78,8 @@ def test_a_folder_says_all_that_a_caffe_needs() -> None:
 
 
 def test_weights_go_in_by_layer_and_under_new_names_and_come_out_without_what_is_dropped(executor: LocalExecutor) -> None:
-    first = Stage("first", tiny.net(), tiny.solver())
-    second = Stage("second", tiny.net(prefix="old/"), tiny.solver(lr=0.0), drop=("old/", "fc"),
+    first = Stage.solve("first", tiny.net(), tiny.solver())
+    second = Stage.solve("second", tiny.net(prefix="old/"), tiny.solver(lr=0.0), drop=("old/", "fc"),
                    weights_in=(Weights(first, layers=("hidden",)), Weights(first, prefix="old/", layers=("hidden",))))
     plan, runner, _ = run([first, second], executor)
     assert not runner.failures
@@ -96,7 +96,7 @@ def test_weights_go_in_by_layer_and_under_new_names_and_come_out_without_what_is
 def test_later_weights_win_and_files_are_sources_too(workspace: Path) -> None:
     for name, value in (("a", 1.0), ("b", 2.0)):
         write_weights(workspace / f"{name}.caffemodel", [("hidden", [np.full((16, 36), value, np.float32), np.zeros(16, np.float32)])])
-    stage = Stage("x", tiny.net(), tiny.solver(), weights_in=(Weights(Path("a.caffemodel")), Weights(Path("b.caffemodel"))))
+    stage = Stage.solve("x", tiny.net(), tiny.solver(), weights_in=(Weights(Path("a.caffemodel")), Weights(Path("b.caffemodel"))))
     plan, _, _ = run([stage], Immediate())
     assert (dict(read_weights(plan.task(stage).folder / "init.caffemodel"))["hidden"][0] == 2).all()
 
@@ -104,14 +104,14 @@ def test_later_weights_win_and_files_are_sources_too(workspace: Path) -> None:
 @pytest.mark.parametrize(("weights", "missing"), [({"layers": ("nowhere",)}, "nowhere"), ({"prefix": "old/"}, "hidden")])
 def test_a_source_without_a_layer_that_is_needed_is_refused(workspace: Path, weights: dict, missing: str) -> None:
     write_weights(workspace / "t.caffemodel", [("conv1", [np.zeros(3, np.float32)])])
-    stage = Stage("x", tiny.net(prefix="old/"), tiny.solver(), weights_in=(Weights(Path("t.caffemodel"), **weights),))
+    stage = Stage.solve("x", tiny.net(prefix="old/"), tiny.solver(), weights_in=(Weights(Path("t.caffemodel"), **weights),))
     _, runner, _ = run([stage], Immediate())
     (why,) = runner.failures.values()
     assert why == f"t.caffemodel has no weights for layer {missing}, which x needs: give a file that fits the net"
 
 
 def test_published_weights_run_without_what_only_training_needs(executor: LocalExecutor, workspace: Path) -> None:
-    stage = Stage("x", tiny.net(), tiny.solver())
+    stage = Stage.solve("x", tiny.net(), tiny.solver())
     plan, _, _ = run([stage], executor)
     publish_weights(plan.task(stage), workspace / "out/net1")
     net = torchcaffe.Net("out/net1.prototxt", torchcaffe.TEST, weights="out/net1.caffemodel")
@@ -120,15 +120,15 @@ def test_published_weights_run_without_what_only_training_needs(executor: LocalE
 
 
 def test_the_stage_program_answers_for_the_failing_stage_and_lives_on(executor: LocalExecutor) -> None:
-    bad = Stage("bad", tiny.net(scale=1.0), tiny.solver(lr=1e30))
-    good = [Stage("good", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
+    bad = Stage.solve("bad", tiny.net(scale=1.0), tiny.solver(lr=1e30))
+    good = [Stage.solve("good", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
     plan, runner, _ = run([bad, *good], executor, slots=1)
     assert list(runner.failures) == [plan.task(bad).key] and "diverged at iteration" in runner.failures[plan.task(bad).key]
     assert all(plan.task(stage).is_finished for stage in good)
 
 
 def test_a_killed_stage_program_fails_its_stage_alone_and_is_replaced() -> None:
-    long, short = Stage("long", tiny.net(), tiny.solver(iterations=100_000)), Stage("short", tiny.net(), tiny.solver())
+    long, short = Stage.solve("long", tiny.net(), tiny.solver(iterations=100_000)), Stage.solve("short", tiny.net(), tiny.solver())
     with LocalExecutor(1) as pool:
         class Killing(Watcher):
             def tick(self) -> None:
@@ -143,7 +143,7 @@ def test_a_killed_stage_program_fails_its_stage_alone_and_is_replaced() -> None:
 
 
 def test_leaving_the_executor_ends_running_stages_at_once() -> None:
-    stage = Stage("long", tiny.net(), tiny.solver(iterations=1_000_000))
+    stage = Stage.solve("long", tiny.net(), tiny.solver(iterations=1_000_000))
 
     class Impatient(Watcher):
         def tick(self) -> None:
@@ -198,7 +198,7 @@ def test_another_caffe_starts_a_killed_stage_again(other_python: str) -> None:
 
 
 def test_a_failed_check_of_another_caffe_is_told_with_its_words(other_python: str) -> None:
-    stage = Stage("a", tiny.net(), tiny.solver(lr=-1.0))
+    stage = Stage.solve("a", tiny.net(), tiny.solver(lr=-1.0))
     plan = Plan([stage], setting(backend="caffe", engine="caffe 1.0.0-fake"))
     with LocalExecutor(1) as pool:
         runner = Runner(pool, Interpreter(other_python, str(Path.cwd())), Watcher())
@@ -218,7 +218,7 @@ def test_an_interpreter_without_caffe_is_refused(workspace: Path, other_python: 
 # ----------------------------------------------------------------------------------------------------------------- estimates
 
 def test_an_estimate_measures_each_distinct_net_that_is_not_finished(executor: LocalExecutor) -> None:
-    stages = [*tiny.stages(), Stage("wide", tiny.net(hidden=64), tiny.solver(iterations=600))]
+    stages = [*tiny.stages(), Stage.solve("wide", tiny.net(hidden=64), tiny.solver(iterations=600))]
     plan = Plan(stages, setting())
     cost = estimate(plan, executor, interpreter())
     assert set(cost.seconds) == set(plan.tasks) and min(cost.seconds.values()) > 0 and cost.is_whole
@@ -228,7 +228,7 @@ def test_an_estimate_measures_each_distinct_net_that_is_not_finished(executor: L
 
 
 def test_an_estimate_counts_iterations_tests_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = [Stage("short", tiny.net(), tiny.solver()), Stage("long", tiny.net(), tiny.solver(iterations=600))]
+    stages = [Stage.solve("short", tiny.net(), tiny.solver()), Stage.solve("long", tiny.net(), tiny.solver(iterations=600))]
     plan = Plan(stages, setting())
     costs = {net_digest(plan.task(stage)): Cost(0.5, 3.0, 1_000) for stage in stages}
     monkeypatch.setattr(estimate_module, "measure", lambda *arguments: costs)
@@ -248,7 +248,7 @@ def test_a_worker_that_is_killed_in_the_estimate_is_replaced_and_does_not_end_th
             program.process.kill()
         return run_program(program, folders)
     monkeypatch.setattr(Program, "run", killed)
-    plan = Plan([Stage("x", tiny.net(), tiny.solver())], setting())
+    plan = Plan([Stage.solve("x", tiny.net(), tiny.solver())], setting())
     with LocalExecutor(1) as pool:
         assert estimate(plan, pool, interpreter(), tell=told.append).is_whole and not told
         kills = 2
@@ -268,7 +268,7 @@ def test_what_a_killed_estimate_left_is_cleaned_away_and_a_living_ones_is_not() 
 def test_a_net_that_cannot_be_built_is_told_before_anything_runs(executor: LocalExecutor) -> None:
     net = tiny.net()
     net.layer[2].bottom[0] = "nothing"
-    plan = Plan([Stage("x", net, tiny.solver())], setting())
+    plan = Plan([Stage.solve("x", net, tiny.solver())], setting())
     with pytest.raises(UserError, match="nothing") as refused:
         estimate(plan, executor, interpreter())
     assert "runs/estimate-log.txt" in str(refused.value) and Path("runs/estimate-log.txt").exists()
@@ -283,7 +283,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_runs(executor: LocalEx
 
 @pytest.mark.parametrize(("jobs", "total"), [(1, 70.0), (2, 40.0), (3, 30.0), (9, 30.0)])
 def test_the_plan_is_played_through_on_so_many_jobs(jobs: int, total: float) -> None:
-    plan = Plan([*chain("a", "b", "c"), *(Stage("x", tiny.net(), tiny.solver(seed)) for seed in (6, 7, 8, 9))], setting())
+    plan = Plan([*chain("a", "b", "c"), *(Stage.solve("x", tiny.net(), tiny.solver(seed)) for seed in (6, 7, 8, 9))], setting())
     assert makespan(plan, dict.fromkeys(plan.tasks, 10.0), jobs) == total
     assert max(ranks(plan, lambda task: 10.0).values()) == 30.0
 
@@ -300,8 +300,8 @@ from hintkd.run.keys import Setting
 from hintkd.run.runner import Plan, Runner
 from hintkd.methods.stage import Stage, Weights
 from test_runner import Watcher
-first = Stage("first", tiny.net(), tiny.solver(iterations=200))
-second = Stage("second", tiny.net(), tiny.solver(2, iterations=6000), weights_in=(Weights(first, layers=("hidden",)),))
+first = Stage.solve("first", tiny.net(), tiny.solver(iterations=200))
+second = Stage.solve("second", tiny.net(), tiny.solver(2, iterations=6000), weights_in=(Weights(first, layers=("hidden",)),))
 with LocalExecutor(2) as pool:
     Runner(pool, Interpreter(sys.executable, os.getcwd()), Watcher()).run(Plan([second], Setting("torchcaffe", engine("torchcaffe"))))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hintkd.errors import UserError
-from hintkd.run.sources import code_digest, file_code
+from hintkd.run.sources import code_digest
 
 LOSS = '''"""A loss."""
 from . import tools
@@ -82,9 +82,11 @@ def test_a_module_outside_packages_counts_with_those_beside_it(package: Path) ->
         (folder / f"{name}.py").write_text(text)
     importlib.invalidate_caches()
     before = code_digest("alone")
+    assert code_digest(str(folder / "alone.py")) == before
     (folder / "helper.py").write_text("x = 22\n")
-    assert code_digest("alone") != before
-    assert file_code(folder / "alone.py") != file_code(folder / "helper.py")
+    assert code_digest("alone") == code_digest(str(folder / "alone.py")) != before
+    with pytest.raises(UserError, match=r"gone\.py: No such file"):
+        code_digest(str(folder / "gone.py"))
 
 
 def test_the_digests_of_hintkds_losses_hold_what_they_import() -> None:

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hintkd.results.verdicts import (
-    Spread,
-    against_best,
-    difference,
-    over_nets,
-    overall,
-    reproduced,
-    spread,
-    student_t,
-    verdict,
-)
+from hintkd.metrics import METRICS
+from hintkd.results.verdicts import Spread, against_best, difference, over_nets, overall, spread, student_t, verdict
 
 VALUES = st.dictionaries(st.tuples(st.integers(1, 3), st.integers(1, 4)), st.integers(0, 1000).map(lambda tenths: tenths / 8), min_size=1)
 
@@ -106,11 +97,20 @@ def test_verdicts(gain, expected):
 @pytest.mark.parametrize(("measured", "metric", "expected"), [
     (91.40, "accuracy", True), (92.00, "accuracy", True), (91.39, "accuracy", False), (92.01, "accuracy", False)])
 def test_reproduced_within_three_tenths(measured, metric, expected):
-    assert reproduced(measured, 91.70, metric) is expected
+    assert METRICS[metric].reproduces(measured, 91.70) is expected
 
 
 def test_reproduced_error_within_a_twentieth():
-    assert reproduced(0.466, 0.416, "error") and not reproduced(0.467, 0.416, "error")
+    assert METRICS["error"].reproduces(0.466, 0.416) and not METRICS["error"].reproduces(0.467, 0.416)
+
+
+def test_metrics_turn_what_a_test_kept_into_what_is_printed():
+    accuracy, error, top5 = METRICS["accuracy"], METRICS["error"], METRICS["top-5"]
+    assert (accuracy.value(0.9), error.value(0.9)) == (90, pytest.approx(10))
+    assert accuracy.gain(91, 90) == 1 and error.gain(0.4, 0.5) == pytest.approx(0.1)
+    assert accuracy.best(90, 91) == 91 and error.best(0.4, 0.5) == 0.4
+    scores = np.array([[6, 5, 4, 3, 2, 1.0], [6, 5, 4, 3, 2, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
+    assert top5.count(scores, np.array([4, 5, 0, 5])) == 0.5          # equal scores count as better, as in Caffe's Accuracy
 
 
 @given(VALUES, VALUES)

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, SCHEDULES
-from hintkd.methods.hint_2019 import stages_of
+from hintkd.experiment import DATASETS, Experiment, Trained
+from hintkd.methods.hint_2019 import SCHEDULES
+from hintkd.methods.method import stages_of
+from hintkd.nets.resnet import ResNet
 from hintkd.results.report import published_gain
 from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import find_table, load_table, table_names
@@ -49,8 +51,8 @@ def test_networks_are_the_papers(name):
     table = find_table(name)
     dataset, teacher, student, averages = PRINTED[name]
     assert table.dataset == DATASETS[dataset]
-    assert table.teacher and (table.teacher.depth, table.teacher.widths, table.teacher.published) == teacher
-    assert (table.student.depth, table.student.widths, table.student.published) == student
+    assert table.teacher and (table.teacher.network("teacher"), table.teacher.published) == (ResNet(*teacher[:2]), teacher[2])
+    assert (table.student.network("student"), table.student.published) == (ResNet(*student[:2]), student[2])
     assert {row.method: row.average for row in table.rows if row.average is not None} == {m: float(text) for m, text in averages.items()}
 
 
@@ -81,44 +83,44 @@ def test_a_claim_of_the_paper_says_what_and_where_the_paper_says_it(name):
     assert not {claim.text for claim in table.orders} & set(said) and len(set(said)) == len(said)
     for claim in (*table.claims, *table.orders, *table.controls):
         for side in (claim.left, claim.right):
-            assert side.method in (find_table(side.table) if side.table else table).methods
+            assert side.method in (find_table(side.table) if side.table else table).names
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_schedules_are_those_of_the_data_set(name):
     table = find_table(name)
-    assert table.schedule == SCHEDULES[table.dataset.name]
+    assert {x.schedule for x in table.experiments()} == {SCHEDULES[table.dataset.name]}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("table")])
 def test_every_table_has_the_control(name):
-    assert "kd-equal-iterations" in find_table(name).methods
+    assert "kd-equal-iterations" in find_table(name).names
 
 
 def test_nets_and_methods_become_experiments():
     table = find_table("table4")
     experiments = table.experiments(scale=0.5, seed=3)
-    assert [x.method for x in experiments[:4]] == ["teacher", "original", "original", "original"]
+    assert [x.name for x in experiments[:4]] == ["teacher", "original", "original", "original"]
     assert len(experiments) == 1 + 3 * (len(table.rows) + 1)
     assert {x.scale for x in experiments} == {0.5} and {x.seed for x in experiments} == {3} and {x.table for x in experiments} == {"table4"}
-    assert {x.method: x.lambda_ for x in experiments} | {"kd": 5.0} == {**dict.fromkeys(table.methods, 5.0), "sl-resnet-kd": 3.0}
+    assert {x.name: x.lambda_ for x in experiments} == {**dict.fromkeys(table.names, 5.0), "sl-resnet-kd": 3.0}
 
 
 def test_chosen_methods_bring_the_teacher_they_need():
     table = find_table("table4")
-    assert [(x.method, x.net) for x in table.experiments(methods=["kd"], nets=[2])] == [("teacher", 1), ("kd", 2)]
-    assert {x.method for x in table.experiments(methods=["sl-resnet", "original"])} == {"sl-resnet", "original"}
+    assert [(x.name, x.net) for x in table.experiments(rows=["kd"], nets=[2])] == [("teacher", 1), ("kd", 2)]
+    assert {x.name for x in table.experiments(rows=["sl-resnet", "original"])} == {"sl-resnet", "original"}
     with pytest.raises(UserError, match="table4 has no row 'hint-kdd'; did you mean 'hint-kd'"):
-        table.experiments(methods=["hint-kdd"])
+        table.experiments(rows=["hint-kdd"])
 
 
 def test_a_replication_has_seeds_of_its_own():
     runs = [find_table("table3").experiments(seed=2, repeat=r)[-1] for r in (1, 2, 3)]
-    assert len({seed for x in runs for seed in (x.teacher_seed, x.stage1_seed, x.net_seed)}) == 9
+    assert len({seed for x in runs for seed in (x.teacher.net_seed, x.shared_seed, x.net_seed)}) == 9
 
 
 def test_table_4_is_other_runs_of_what_it_shares_with_table_3_but_for_teacher_and_original():
-    third, fourth = ({(x.method, x.net): x for x in find_table(name).experiments()} for name in ("table3", "table4"))
+    third, fourth = ({(x.name, x.net): x for x in find_table(name).experiments()} for name in ("table3", "table4"))
     for key in third.keys() & fourth.keys():
         same = stages_of(third[key])[-1] == stages_of(fourth[key])[-1]
         assert same == (key[0] in ("teacher", "original")), key
@@ -131,40 +133,42 @@ def test_figure_4_asks_for_the_test_loss_and_no_other_table_does():
 def test_regressor_and_the_demos_teacher_data_reach_the_experiment():
     assert {x.regressor for x in find_table("table5").experiments()} == {True}
     demo = find_table("demo").experiments()[0]
-    assert demo.teacher_dataset == DATASETS["digits-teacher"] and demo.dataset == DATASETS["digits"] and demo.options.bn_fraction == 0.95
+    assert isinstance(demo.teacher, Experiment) and demo.teacher.dataset == DATASETS["digits-teacher"]
+    assert demo.dataset == DATASETS["digits"] and demo.options.bn_fraction == 0.95
 
 
 def test_other_networks_get_a_name_and_lose_the_published_numbers():
-    table = find_table("table3").changed(teacher_depth=20, student_depth=14)
+    table = find_table("table3").changed({"teacher.depth": 20, "student.depth": 14})
     assert table.name == "table3-teacher20-student14"
-    assert table.teacher and (table.teacher.depth, table.student.depth) == (20, 14)
-    assert all(table.row(method).published_mean is None for method in table.methods)
+    x = table.experiments()[-1]
+    assert isinstance(x.teacher, Experiment) and (x.teacher.student, x.student) == (ResNet(20), ResNet(14))
+    assert all(table.published_mean(name) is None for name in table.names)
     assert table.claims == find_table("table3").claims
 
 
 def test_an_option_gets_a_name_and_keeps_the_published_numbers():
-    table = find_table("table3").changed(options={"shortcut": "B", "mirror": True})
-    assert (table.name, table.options.shortcut) == ("table3-shortcut-B", "B")
-    assert table.row("kd").published == (0.56, 0.57, 0.55)
-    with pytest.raises(UserError, match="no option 'shortcutt'; did you mean 'shortcut'"):
-        table.changed(options={"shortcutt": "B"})
+    table = find_table("table3").changed({"shortcut": "B", "mirror": True})
+    assert (table.name, table.options) == ("table3-shortcut-B", {"shortcut": "B"})
+    assert table.published("kd") == (0.56, 0.57, 0.55)
+    with pytest.raises(UserError, match="shortcutt: unknown; did you mean 'shortcut'"):
+        table.changed({"shortcutt": "B"})
     with pytest.raises(UserError, match="shortcut is 'C'"):
-        table.changed(options={"shortcut": "C"})
+        table.changed({"shortcut": "C"})
 
 
 def test_nothing_changed_is_the_same_table():
     table = find_table("table1")
-    same = table.changed(teacher_depth=26, student_depth=14, options={"shortcut": "A"})
+    same = table.changed({"teacher.depth": 26, "student.depth": 14, "shortcut": "A", "lambda": 5, "hint_iterations": 25_000})
     assert same == table and same.name == "table1"
 
 
 def test_a_teacher_of_ones_own_is_not_trained():
-    table = find_table("table1").changed(teacher_weights=Path("mine/big.caffemodel"), teacher_prototxt=Path("mine/big.prototxt"))
-    assert table.name == "table1-big" and "teacher" not in table.methods
-    x = table.experiments(methods=["kd"])[0]
-    assert x.method == "kd" and x.external_teacher and x.external_teacher.caffemodel == Path("mine/big.caffemodel")
+    table = find_table("table1").changed({"teacher.weights": "mine/big.caffemodel", "teacher.prototxt": "mine/big.prototxt"})
+    assert table.name == "table1-big" and "teacher" not in table.names
+    x = table.experiments(rows=["kd"])[0]
+    assert x.name == "kd" and x.teacher == Trained(Path("mine/big.caffemodel"), Path("mine/big.prototxt"), ResNet(26))
     with pytest.raises(UserError, match="without its weights"):
-        find_table("table1").changed(teacher_prototxt=Path("mine/big.prototxt"))
+        find_table("table1").changed({"teacher.prototxt": "mine/big.prototxt"})
 
 
 def write_sets(folder: Path, test: int) -> Path:
@@ -179,7 +183,7 @@ def test_data_of_ones_own(tmp_path):
         find_table("table1").changed(data=tmp_path)
     folder = write_sets(tmp_path / "birds", test=100)
     table = find_table("table1").changed(data=folder)
-    assert table.name == "table1-birds" and table.row("kd").published_mean is None
+    assert table.name == "table1-birds" and table.published_mean("kd") is None
     assert (table.dataset.train_lmdb, table.dataset.test_mean) == (str(folder / "train_lmdb"), str(folder / "test_mean.binaryproto"))
     (folder / "dataset.json").write_text('{"name": "cifar10"}')
     assert find_table("table1").changed(data=folder).name == "table1"
@@ -200,18 +204,19 @@ def test_a_folder_whose_lmdb_is_none_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_read_back_as_it_was_written(name, tmp_path):
-    for table in (find_table(name), find_table(name).changed(student_depth=20, options={"tau_squared": True, "label_tau": "tau"})):
+    for table in (find_table(name), find_table(name).changed({"student.depth": 20, "tau_squared": True, "label_tau": "tau"})):
         path = tmp_path / "table.yaml"
-        path.write_text(table.dump())
+        path.write_text(table.dump(tmp_path))
         again = load_table(path)
-        assert again == table and again.name == table.name
+        assert again.experiments() == table.experiments() and again.name == table.name
+        assert again.rows == table.rows and again.claims == table.claims
 
 
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"metrik": "error"}, "metrik: unknown field; did you mean 'metric'?"),
     ({"rows": [{"metod": "kd"}]}, "rows[0].metod: unknown field; did you mean 'method'?"),
     ({"rows": [{"method": "hint-kdd"}]}, "rows[0].method: 'hint-kdd' is not a method; did you mean 'hint-kd'?"),
-    ({"rows": [{"method": "kd"}, {"method": "kd"}]}, "rows[1].method: 'kd' is there already"),
+    ({"rows": [{"method": "kd"}, {"method": "kd"}]}, "rows[1].method: 'kd' is there already; give the row a name of its own"),
     ({"rows": [{"method": "kd", "published": [1, 2]}]}, "rows[0].published: 2 values for 3 nets; give one for each"),
     ({"rows": [{"method": "kd", "published": [1, 2, 300]}]}, "rows[0].published[2]: 300 will not do; give a number from 0 to 100"),
     ({"schedule": {"iteration": 3}}, "schedule.iteration: unknown field; did you mean 'iterations'?"),
@@ -263,7 +268,7 @@ def test_a_claim_is_a_formula_or_a_mapping_with_the_papers_words(tmp_path):
     plain, said = load_table(path).claims
     assert plain == Claim.parse("kd > original") and (plain.words, plain.section) == ("", "")
     assert (said.text, said.left, said.words, said.section) == ("kd > original", Operand("kd"), "KD helps", "3.2")
-    path.write_text(load_table(path).dump())
+    path.write_text(load_table(path).dump(tmp_path))
     assert load_table(path).claims == (plain, said)
 
 

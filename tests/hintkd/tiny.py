@@ -61,5 +61,5 @@ def solver(seed: int = 1, iterations: int = 60, lr: float = 0.02, tested: bool =
 
 def stages() -> list[Stage]:
     """A first stage and two that start from its hidden layer."""
-    first = Stage("first", net(), solver())
-    return [first, *(Stage("second", net(), solver(seed), weights_in=(Weights(first, layers=("hidden",)),)) for seed in (2, 3))]
+    first = Stage.solve("first", net(), solver())
+    return [first, *(Stage.solve("second", net(), solver(seed), weights_in=(Weights(first, layers=("hidden",)),)) for seed in (2, 3))]

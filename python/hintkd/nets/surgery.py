@@ -102,11 +102,13 @@ def logits(net: caffe_pb2.NetParameter) -> str:
     return ends[0]
 
 
-def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str], in_test: bool = False) -> list[caffe_pb2.LayerParameter]:
+def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str], statistics: str = "stored",
+                   in_test: bool = False) -> list[caffe_pb2.LayerParameter]:
     """`net` as a teacher: what its blobs `blobs` need, fed by "data", every name under "teacher/", in the TRAIN phase or both.
 
     Nothing in it learns: each parameter has `lr_mult: 0 decay_mult: 0` in writing, since Caffe decides from the written ParamSpecs what
-    needs backward; BatchNorm uses its stored statistics; Dropout is left out; tops that nobody reads end in Silence.
+    needs backward; BatchNorm uses its "stored" `statistics`, or those of each "batch", which move the stored ones; Dropout is left out;
+    tops that nobody reads end in Silence.
     Raises UserError where the net holds a layer that cannot be frozen like this, or needs more than its first data blob.
     """
     tested = [layer for layer in net.layer if _in_test(layer)]
@@ -123,7 +125,7 @@ def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str], in_test: b
         if source.type in _NOT_TO_FREEZE:
             raise UserError(f"the teacher's layer '{source.name}' has type {source.type}, which cannot be frozen inside a student's net")
         names.update({top: TEACHER + top for top in source.top})
-        result.append(_frozen(source, names, in_test))
+        result.append(_frozen(source, names, statistics, in_test))
     consumed = {b for layer in result for b in layer.bottom} | {names[b] for b in blobs}
     unused = [top for layer in result for top in layer.top if top not in consumed]
     if unused:
@@ -140,7 +142,7 @@ def train_alone(in_test: bool) -> list[caffe_pb2.NetStateRule]:
     return [] if in_test else [caffe_pb2.NetStateRule(phase=caffe_pb2.TRAIN)]
 
 
-def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str], in_test: bool) -> caffe_pb2.LayerParameter:
+def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str], statistics: str, in_test: bool) -> caffe_pb2.LayerParameter:
     layer = _new()
     layer.CopyFrom(source)
     shared = [spec.name for spec in source.param]
@@ -154,7 +156,7 @@ def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str], in_test: bo
         if i < len(shared) and shared[i]:
             spec.name = TEACHER + shared[i]
     if source.type == "BatchNorm":
-        layer.batch_norm_param.use_global_stats = True
+        layer.batch_norm_param.use_global_stats = statistics == "stored"
     layer.include.extend(train_alone(in_test))
     return layer
 

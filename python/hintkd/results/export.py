@@ -12,27 +12,29 @@ from hintkd.results.measured import Group, Judgement, Record
 from hintkd.results.verdicts import overall
 
 FOLDER = Path("results/csv")
-COLUMNS = ("table", "method", "replication", "net", "metric", "last", "best", "published", "scale", "seed", "iterations", "seconds",
-           "device", "precision", "engine")
+COLUMNS = ("table", "row", "method", "column", "replication", "net", "metric", "last", "best", "published", "scale", "seed", "iterations",
+           "seconds", "device", "precision", "engine")
 
 
 def as_data(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Every group as JSON has it: its conditions, the values of every method in percent of the table's metric, its claims with verdicts."""
+    """Every group as JSON has it: its conditions, the values of every row in the table's metric, its claims with verdicts."""
     return [{"name": group.name, "table": group.table.name, "title": group.table.title, "metric": group.table.metric,
-             "conditions": group.conditions, "methods": [_method(group, method) for method in group.table.methods if group.of(method)],
+             "conditions": group.conditions, "rows": [_row(group, name, column) for name in group.table.names
+                                                      for column in group.table.columns or [""] if group.values(name, column=column)],
              "claims": [_claim(group.judge(claim, groups), kind) for kind in ("claims", "orders", "controls")
                         for claim in getattr(group.table, kind)]} for group in groups]
 
 
-def _method(group: Group, method: str) -> dict[str, Any]:
-    found = overall(group.values(method))
-    return {"method": method, "published": group.table.row(method).published_mean, "mean": found and found.mean,
-            "deviation": found and found.deviation, "nets": [_net(group, record) for record in group.of(method)]}
+def _row(group: Group, name: str, column: str) -> dict[str, Any]:
+    found, records = overall(group.values(name, column=column)), group.of(name)
+    return {"row": name, "method": records[0].method, **({"column": column} if column else {}),
+            "published": group.table.published_mean(name, column), "mean": found and found.mean, "deviation": found and found.deviation,
+            "nets": [_net(group, record, column) for record in records]}
 
 
-def _net(group: Group, record: Record) -> dict[str, Any]:
-    return {"replication": record.repeat, "net": record.net, "last": record.percent(group.table.metric),
-            "best": record.percent(group.table.metric, "best"), "iterations": list(record.iterations), "seconds": record.wall_s}
+def _net(group: Group, record: Record, column: str) -> dict[str, Any]:
+    return {"replication": record.repeat, "net": record.net, "last": group.value(record, column=column),
+            "best": group.value(record, "best", column), "iterations": list(record.iterations), "seconds": record.wall_s}
 
 
 def _claim(judgement: Judgement, kind: str) -> dict[str, Any]:
@@ -58,12 +60,18 @@ def write_csv(groups: Sequence[Group], root: Path = Path()) -> list[Path]:
 
 
 def _lines(group: Group) -> Iterator[list[Any]]:
-    metric, conditions = group.table.metric, group.conditions
-    for method in group.table.methods:
-        row = group.table.row(method)
-        for record in group.of(method):
-            printed = row.published[record.net - 1] if record.net <= len(row.published) else row.published_mean
-            yield [group.table.name, method, record.repeat, record.net, metric, f"{record.percent(metric):.6g}",
-                   f"{record.percent(metric, 'best'):.6g}", "" if printed is None else printed, f"{record.scale:g}", record.seed,
-                   "+".join(map(str, record.iterations)), f"{record.wall_s:.0f}", conditions["device"], conditions["precision"],
-                   conditions["engine"]]
+    conditions = group.conditions
+    for name in group.table.names:
+        for column in group.table.columns or [""]:
+            nets, mean = group.table.published(name, column), group.table.published_mean(name, column)
+            for record in group.of(name):
+                last, best = (group.value(record, which, column) for which in ("last", "best"))
+                printed = nets[record.net - 1] if record.net <= len(nets) else mean
+                yield [group.table.name, name, record.method, column, record.repeat, record.net, group.table.metric, _text(last),
+                       _text(best), "" if printed is None else printed, f"{record.scale:g}", record.seed,
+                       "+".join(map(str, record.iterations)), f"{record.wall_s:.0f}", conditions["device"], conditions["precision"],
+                       conditions["engine"]]
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,30 +23,23 @@ from matplotlib.ticker import MaxNLocator
 
 from hintkd.backend import caffe_pb2
 from hintkd.files import written
+from hintkd.methods.method import Line
+from hintkd.methods.stage import Stage
 from hintkd.results.measured import Curve
 from hintkd.results.pictures import Bar
 
-if TYPE_CHECKING:
-    from hintkd.methods.stage import Stage
-
-# Okabe and Ito's colours, which colour-blind people can tell apart; line styles part what shares one.
-STYLES: dict[str, tuple[str, str]] = {
-    "teacher": ("#777777", "--"), "original": ("#000000", ":"), "kd": ("#E69F00", "-"), "kd-equal-iterations": ("#E69F00", "--"),
-    "hint-kd": ("#0072B2", "-"), "hint-kd-plus": ("#56B4E9", "-"), "layerwise-hint": ("#D55E00", "-"), "concurrent-hint": ("#CC79A7", "-"),
-    "sl-resnet": ("#009E73", "--"), "sl-resnet-kd": ("#009E73", "-"),
-}
-OTHER = ("#999933", "-.")                                    # of methods that are not listed
 PAIR_COLOURS = {"1": "#0072B2", "2": "#E69F00", "3": "#009E73"}
-HINT_LINES = {"layerwise-hint": "-", "concurrent-hint": "--", "hint-kd": "-.", "hint-kd-plus": ":"}
 EARLY = 0.6                                                  # the part of a run that does not set its axis: the ends are to be told apart
 SMOOTH = 5                                                   # displays of which a training loss shows the median
 
 
 def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]], loss: Mapping[str, Sequence[Curve]],
-                label: str = "test accuracy (%)", loss_label: str | None = None, window: tuple[float, float] | None = None) -> None:
-    """Stage 2 as in figure 4: on the left the test set, on the right a loss; per method the mean over its nets and their range.
+                lines: Mapping[str, Line], label: str = "test accuracy (%)", loss_label: str | None = None,
+                window: tuple[float, float] | None = None) -> None:
+    """Stage 2 as in figure 4: on the left the test set, on the right a loss; per row the mean over its nets and their range.
 
-    accuracy, loss    method -> one curve of (iteration, value) per net
+    accuracy, loss    row -> one curve of (iteration, value) per net
+    lines             how each is drawn
     loss_label        of a loss on the test set; None: it is that of training, which is smoothed
     window            the iterations to show, None for all
     """
@@ -56,8 +49,8 @@ def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]],
         loss = {method: [smoothed(curve) for curve in curves] for method, curves in loss.items()}
     for axes, methods, text in ((left, accuracy, label), (right, loss, loss_label)):
         ends: list[float] = []
-        for method, curves in methods.items():
-            ends += band(axes, method, curves, window)
+        for name, curves in methods.items():
+            ends += band(axes, name, lines[name], curves, window)
         axes.set(xlabel="iteration of Stage 2", ylabel=text)
         count_iterations(axes)
         if ends:
@@ -74,17 +67,18 @@ def draw_curves(path: Path, title: str, accuracy: Mapping[str, Sequence[Curve]],
     _save(figure, path, title)
 
 
-def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, Curve]], axis: tuple[float, float] | None = None) -> None:
-    """Stage 1 as in figure 9: layer-wise solid, concurrent dashed, a colour for each pair.
+def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, Curve]], lines: Mapping[str, Line],
+                     axis: tuple[float, float] | None = None) -> None:
+    """Stage 1 as in figure 9: a line style for each row, a colour for each pair.
 
-    losses    method -> pair ("1", "2", "3", or "" for the only one) -> curve, those of a pair divided by one number for all methods
+    losses    row -> pair ("1", "2", "3", or "" for the only one) -> curve, those of a pair divided by one number for all methods
     axis      range of the printed figure, marked at the edge
     """
     figure, (axes,) = _figure(8.6, 4.6)
     for method, pairs in losses.items():
         for pair, curve in sorted(pairs.items()):
             colour = PAIR_COLOURS.get(pair, "#777777")
-            axes.plot(*zip(*curve, strict=True), color=colour, linestyle=HINT_LINES.get(method, "-"), linewidth=1.6,
+            axes.plot(*zip(*curve, strict=True), color=colour, linestyle=lines[method].hints, linewidth=1.6,
                       label=f"{method}, pair {pair}" if pair else method)
     axes.set(xlabel="iteration of Stage 1", ylabel="hint loss / largest first value at its layer", ylim=(0, None))
     count_iterations(axes)
@@ -94,19 +88,20 @@ def draw_hint_losses(path: Path, title: str, losses: Mapping[str, Mapping[str, C
     _save(figure, path, title)
 
 
-def draw_bars(path: Path, title: str, bars: Sequence[Bar], label: str = "test accuracy (%)", teacher: float | None = None,
-              axis: tuple[float, float] | None = None) -> None:
+def draw_bars(path: Path, title: str, bars: Sequence[Bar], lines: Mapping[str, Line], label: str = "test accuracy (%)",
+              teacher: float | None = None, axis: tuple[float, float] | None = None) -> None:
     """Means as bars as in figures 5, 7, 8 and 10, with every net as a dot, the standard deviation, and published means as diamonds.
 
-    teacher    drawn as a line; axis: the printed range, which is shown at least
+    lines      how each bar is drawn; teacher    drawn as a line; axis: the printed range, which is shown at least
     """
     figure, (axes,) = _figure(max(6.0, 1.6 + 1.2 * len(bars)), 4.8)
     seen: list[float] = list(axis or ()) + ([] if teacher is None else [teacher])
     for index, bar in enumerate(bars):
         mean = sum(bar.values) / len(bar.values)
         deviation = (sum((v - mean) ** 2 for v in bar.values) / (len(bar.values) - 1)) ** 0.5 if len(bar.values) > 1 else 0.0
-        colour, line = STYLES.get(bar.method, OTHER)
-        axes.bar(index, mean, width=0.62, color=colour, alpha=0.75, hatch="//" if line == "--" else None, edgecolor="white", zorder=2)
+        line = lines[bar.row]
+        hatch = "//" if line.style == "--" else None
+        axes.bar(index, mean, width=0.62, color=line.colour, alpha=0.75, hatch=hatch, edgecolor="white", zorder=2)
         axes.errorbar(index, mean, yerr=deviation, color="#222222", capsize=5, linewidth=1.2, zorder=4, label="standard deviation")
         offsets = [0.0] if len(bar.values) == 1 else [0.3 * (k / (len(bar.values) - 1) - 0.5) for k in range(len(bar.values))]
         axes.scatter([index + offset for offset in offsets], bar.values, s=26, color="#222222", edgecolor="white", zorder=5, label="net")
@@ -120,12 +115,12 @@ def draw_bars(path: Path, title: str, bars: Sequence[Bar], label: str = "test ac
         axes.annotate(f"{mean:.2f}", (index, max(*bar.values, mean + deviation)), xytext=(0, 5), textcoords="offset points", ha="center",
                       zorder=6)
     if teacher is not None:
-        axes.axhline(teacher, color=STYLES["teacher"][0], linestyle="--", linewidth=1.4, label="teacher", zorder=3)
+        axes.axhline(teacher, color="#777777", linestyle="--", linewidth=1.4, label="teacher", zorder=3)
     low, high = min(seen), max(seen)
     margin = 0.12 * (high - low or 1)
     axes.set_ylim(max(0, low - margin), high + 1.3 * margin)
     axes.set_ylabel(label + ("" if axes.get_ylim()[0] == 0 else ", axis cut"))
-    axes.set_xticks(range(len(bars)), [textwrap.fill(bar.method, 11) for bar in bars])
+    axes.set_xticks(range(len(bars)), [textwrap.fill(bar.row, 11) for bar in bars])
     axes.grid(axis="x", visible=False)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(list(handles.values()), list(handles), loc="outside lower center",
@@ -133,7 +128,7 @@ def draw_bars(path: Path, title: str, bars: Sequence[Bar], label: str = "test ac
     _save(figure, path, title)
 
 
-def band(axes: Axes, method: str, curves: Sequence[Curve], window: tuple[float, float] | None) -> list[float]:
+def band(axes: Axes, name: str, line: Line, curves: Sequence[Curve], window: tuple[float, float] | None) -> list[float]:
     """Draw the mean of some curves and their range; the values that should set the range of the axis."""
     by_iteration: dict[int, list[float]] = {}
     for curve in curves:
@@ -143,11 +138,11 @@ def band(axes: Axes, method: str, curves: Sequence[Curve], window: tuple[float, 
     shown = {at: values for at, values in sorted(by_iteration.items()) if len(values) == len(curves) and begin <= at <= end}
     if not shown:
         return []
-    colour, line = STYLES.get(method, OTHER)
     iterations = list(shown)
     means = [sum(values) / len(values) for values in shown.values()]
-    axes.plot(iterations, means, color=colour, linestyle=line, linewidth=1.7, label=method)
-    axes.fill_between(iterations, [min(v) for v in shown.values()], [max(v) for v in shown.values()], color=colour, alpha=0.12, linewidth=0)
+    axes.plot(iterations, means, color=line.colour, linestyle=line.style, linewidth=1.7, label=name)
+    axes.fill_between(iterations, [min(v) for v in shown.values()], [max(v) for v in shown.values()], color=line.colour, alpha=0.12,
+                      linewidth=0)
     late = EARLY * iterations[-1] if not window else 0
     return [value for iteration, values in shown.items() if iteration >= late for value in values]
 

@@ -13,9 +13,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from hintkd.experiment import Options
 from hintkd.files import write_file
-from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
 from hintkd.results.history import Retired, read_history
 from hintkd.results.measured import Group, Judgement, Record, read_groups
 from hintkd.results.pictures import pictures
@@ -27,25 +25,24 @@ from hintkd.results.report import (
     asked,
     claim_digits,
     deviation,
-    digits_of,
     ensembles_in_words,
     gain_cells,
-    has_meaning,
     heading,
     is_reproduced,
     judgements,
     missing_nets,
     networks,
+    options_used,
+    papers_of,
     published_gain,
     schedule,
-    shown,
     stems,
     verdict_text,
     words,
 )
 from hintkd.results.standing import OF_VERDICT, Mark, Standing, standing
 from hintkd.results.verdicts import overall, spread
-from hintkd.study.table import Row, find_table, table_names
+from hintkd.study.table import find_table, table_names
 
 PAGE = Path("results/report.html")
 MINUS = "\N{MINUS SIGN}"
@@ -147,10 +144,10 @@ def papers(groups: Sequence[Group], root: Path, drawn: bool) -> list[Paper]:
 
 def section(stem: str, group: Group, groups: Sequence[Group], root: Path, drawn: bool) -> Section:
     table, conditions = group.table, group.conditions
-    options = [f"{name} {conditions[name]} (default {value})" for name, value in Options().as_dict().items()
-               if conditions.get(name, str(value)) != str(value) and has_meaning(name, table)]
-    found = [evidence(record, group, f"{stem}-{method}" if index == 0 else "", root)
-             for method in table.methods for index, record in enumerate(group.of(method))]
+    options = [f"{name} {conditions[name]} (default {value})" for name, value in table.default_options().items()
+               if conditions.get(name, str(value)) != str(value) and table.matters(name)]
+    found = [evidence(record, group, f"{stem}-{name}" if index == 0 else "", root)
+             for name in table.names for index, record in enumerate(group.of(name))]
     circumstances = {each.circumstances for each in found}
     return Section(
         anchor=stem, heading=heading(group), standing=standing(group, groups), about=table.about,
@@ -158,8 +155,10 @@ def section(stem: str, group: Group, groups: Sequence[Group], root: Path, drawn:
                f"Seed {conditions['seed']}, {conditions['device']}, {conditions['precision']}, {conditions['engine']}"
                + (f" on {conditions['backend']}" if conditions["backend"] not in conditions["engine"] else "") + ".",
                f"Options: {', '.join(options) if options else 'all as by default'}."],
-        unit=table.metric, is_full=group.is_full, compared=group.is_full and any(row.published for row in table.rows),
-        nets=count_nets(group), lines=[line for method in table.methods for line in lines(group, method, stem, root)],
+        unit=table.metric, is_full=group.is_full,
+        compared=group.is_full and any(table.published(name, column) for name in table.names for column in table.columns or [""]),
+        nets=count_nets(group), lines=[line for name in table.names for column in table.columns or [""]
+                                       for line in lines(group, name, column, stem, root)],
         remarks=list(remarks(group)),
         claims=[(asked(kind, group), [claim_line(each, group, stem) for each in judged])
                 for kind, judged in judgements(group, groups).items()],
@@ -185,33 +184,40 @@ def count_nets(group: Group) -> int:
     return max([group.table.nets, *(record.net for record in group.records)])
 
 
-def lines(group: Group, method: str, stem: str, root: Path) -> Iterator[Line]:
-    """The lines of a method; one that says what was published where nothing was measured."""
-    row, digits, count = group.table.row(method), digits_of(group.table), count_nets(group)
-    total, verdict, anchor = overall(group.values(method)), is_reproduced(group, method), f"{stem}-{method}"
-    printed = "" if row.published_mean is None else f"{row.published_mean:.{digits}f}"
-    difference = "" if total is None or verdict is None or row.published_mean is None else signed(total.mean - row.published_mean, digits)
+def lines(group: Group, name: str, column: str, stem: str, root: Path) -> Iterator[Line]:
+    """The lines of a row, or of one of its columns; one that says what was published where nothing was measured."""
+    table, count = group.table, count_nets(group)
+    digits, published = table.measure.digits, table.published_mean(name, column)
+    all_values = group.values(name, column=column)
+    total, verdict, anchor = overall(all_values), is_reproduced(group, name, column), f"{stem}-{name}"
+    printed = "" if published is None else f"{published:.{digits}f}"
+    difference = "" if total is None or verdict is None or published is None else signed(total.mean - published, digits)
     mark = None if verdict is None else Mark("good", "reproduced") if verdict else Mark("bad", "not reproduced")
     mean, spread_of_nets = "" if total is None else f"{total.mean:.{digits}f}", deviation(total, digits)
-    by_net = {record.cell: record for record in group.of(method)}
+    by_net = {record.cell: record for record in group.of(name)}
+    title = name if not column or column == next(iter(table.columns)) else ""
+
+    def nets(repeat: int) -> list[Value | None]:
+        return [value(by_net.get((repeat, net)), group, root, name, column, net) for net in range(1, count + 1)]
     if len(group.repeats) == 1 or total is None:
-        nets = [value(by_net.get((group.repeats[0], net)), group, root, row, net) for net in range(1, count + 1)]
-        yield Line(method, "", anchor, nets, mean, spread_of_nets, printed, difference, mark)
+        yield Line(title, column, anchor, nets(group.repeats[0]), mean, spread_of_nets, printed, difference, mark)
         return
-    yield Line(method, "over replications", anchor, [None] * count, mean, spread_of_nets, printed, difference, mark)
+    yield Line(title, ", ".join(filter(None, [column, "over replications"])), anchor, [None] * count, mean, spread_of_nets, printed,
+               difference, mark)
     for repeat in group.repeats:
-        own = spread([net_value for (r, _), net_value in group.values(method).items() if r == repeat])
+        own = spread([net_value for (r, _), net_value in all_values.items() if r == repeat])
         if own:
-            nets = [value(by_net.get((repeat, net)), group, root, row, net) for net in range(1, count + 1)]
-            yield Line("", f"replication {repeat}", anchor, nets, f"{own.mean:.{digits}f}", deviation(own, digits))
+            yield Line("", f"replication {repeat}", anchor, nets(repeat), f"{own.mean:.{digits}f}", deviation(own, digits))
 
 
-def value(record: Record | None, group: Group, root: Path, row: Row, net: int) -> Value | None:
+def value(record: Record | None, group: Group, root: Path, name: str, column: str, net: int) -> Value | None:
     """A net's cell; None where there is none.  What was published for a net is told beside it if it can be compared."""
-    if record is None:
+    measured = None if record is None else group.value(record, column=column)
+    if record is None or measured is None:
         return None
-    printed = f"{row.published[net - 1]:.2f}" if group.is_full and net <= len(row.published) else ""
-    return Value(f"{record.percent(group.table.metric):.2f}", record_file(record, group), weights_file(record, root), printed)
+    published = group.table.published(name, column)
+    printed = f"{published[net - 1]:.2f}" if group.is_full and net <= len(published) else ""
+    return Value(f"{measured:.2f}", record_file(record, group), weights_file(record, root), printed)
 
 
 def evidence(record: Record, group: Group, anchor: str, root: Path) -> Evidence:
@@ -223,9 +229,10 @@ def evidence(record: Record, group: Group, anchor: str, root: Path) -> Evidence:
     repeat = f"replication {record.repeat}, " if record.repeat > 1 else ""
     circumstances = [p.gpu or p.cpu or p.machine, threads, p.precision, together, inexact, f"torch {p.torch or 'none'}",
                      p.engine or p.backend]
+    last_value, best_value = ("" if found is None else f"{found:.2f}" for found in (group.value(record), group.value(record, "best")))
     return Evidence(
-        name=f"{record.method}, {repeat}net {record.net}", anchor=anchor, last=f"{record.percent(group.table.metric):.2f}",
-        best=f"{record.percent(group.table.metric, 'best'):.2f}", iterations=" + ".join(f"{number:,}" for number in record.iterations),
+        name=f"{record.name}, {repeat}net {record.net}", anchor=anchor, last=last_value, best=best_value,
+        iterations=" + ".join(f"{number:,}" for number in record.iterations),
         seconds=f"{record.wall_s:,.0f}", circumstances=", ".join(filter(None, circumstances)),
         commit="not known" if p.commit is None else f"{p.commit[:7]}{' with changes' if p.dirty else ''}",
         record=record_file(record, group), weights=weights_file(record, root), sha256=record.weights.sha256 if record.weights else "")
@@ -234,7 +241,7 @@ def evidence(record: Record, group: Group, anchor: str, root: Path) -> Evidence:
 def record_file(record: Record, group: Group) -> str:
     """The record's path, as seen from the page."""
     repeat = [f"repeat{record.repeat}"] if record.repeat > 1 else []
-    return "/".join([MEASURED.name, group.name, *repeat, record.method, f"net{record.net}.json"])
+    return "/".join([MEASURED.name, group.name, *repeat, record.name, f"net{record.net}.json"])
 
 
 def weights_file(record: Record, root: Path) -> str | None:
@@ -271,18 +278,20 @@ def figures(stem: str, group: Group) -> Iterator[tuple[str, str]]:
     from hintkd.results.figures import SMOOTH
 
     found, title, metric = pictures(group), heading(group), group.table.metric
-    unit, over = f"test {metric} (%)", "lines: mean of a method's nets; bands: from the lowest to the highest of them"
+    unit = f"test {metric} ({group.table.measure.unit})"
+    over = "lines: mean of a row's nets; bands: from the lowest to the highest of them"
     if found.bars:
-        yield "Every net of every method", Markup(svg.dots(f"{stem}-nets", f"{title}: every net", found.bars, unit))
+        yield "Every net of every method", Markup(svg.dots(f"{stem}-nets", f"{title}: every net", found.bars, found.lines, unit))
     if found.metric:
         yield f"During the last stage, test {metric}; {over}", Markup(svg.curves(
-            f"{stem}-tests", f"{title}: test {metric} during the last stage", found.metric, unit, found.window))
+            f"{stem}-tests", f"{title}: test {metric} during the last stage", found.metric, found.lines, unit, found.window))
         name, smoothed = found.loss_label or "training loss", "" if found.loss_label else f", running median of {SMOOTH}"
         yield f"During the last stage, {name}{smoothed}; {over}", Markup(svg.curves(
-            f"{stem}-losses", f"{title}: {name} during the last stage", found.loss, name, found.window, smooth=found.loss_label is None))
+            f"{stem}-losses", f"{title}: {name} during the last stage", found.loss, found.lines, name, found.window,
+            smooth=found.loss_label is None))
     if found.hints:
         yield "During Stage 1, hint losses in units of the largest first value at the same hint layer", Markup(svg.hint_losses(
-            f"{stem}-hints", f"{title}: hint losses of Stage 1", found.hints))
+            f"{stem}-hints", f"{title}: hint losses of Stage 1", found.hints, found.lines))
 
 
 # -------------------------------------------------------------------------------------------------------------------- the page
@@ -311,19 +320,11 @@ def render(groups: Sequence[Group], history: Sequence[Retired], root: Path, draw
     return page.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         style=Markup(here.joinpath("page.css").read_text(encoding="utf-8")), papers=papers(groups, root, drawn), drawn=drawn,
         unmeasured=[find_table(name).title for name in table_names() if name not in {*known, "demo"}], percent=PERCENT,
-        reading=[paragraph.replace("\n", " ") for paragraph in READING.strip().split("\n\n")], options=list(_options(groups)),
-        choices=CHOICES, history=history)
+        reading=[paragraph.replace("\n", " ") for paragraph in READING.strip().split("\n\n")],
+        options=[line for known in papers_of(groups) for line in options_used(known, groups)],
+        choices=[choice for known in papers_of(groups) for choice in known.choices], history=history)
 
 
 def _marked_up(text: str) -> str:
     """Markdown's `code` and *emphasis* as HTML."""
     return re.sub(r"\*(\S[^*]*)\*", r"<em>\1</em>", re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False)))
-
-
-def _options(groups: Sequence[Group]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Name, what the paper says, what the values mean, the default, and what was used."""
-    default = Options().as_dict()
-    for option in OPEN_OPTIONS:
-        used = sorted({shown(group.records[0].options.get(option.name, "not recorded")) for group in groups
-                       if has_meaning(option.name, group.table)})
-        yield option.name, option.paper, option.meaning, shown(default[option.name]), ", ".join(used)

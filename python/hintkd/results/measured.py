@@ -18,12 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hintkd.backend import engine
 from hintkd.errors import Damaged, UserError
 from hintkd.files import read_sealed
+from hintkd.metrics import Metric
 from hintkd.nets.stages import KD_LOSS
 from hintkd.results import verdicts as statistics
-from hintkd.results.probabilities import ensemble
 from hintkd.results.verdicts import Spread, Values, Verdict
 from hintkd.study.claims import Claim, Operand
-from hintkd.study.table import TEACHER, Table, find_table, load_table
+from hintkd.study.names import in_order
+from hintkd.study.probabilities import ensemble
+from hintkd.study.table import Table, find_table, load_table
 
 Curve = list[tuple[int, float]]                              # (iteration, value), by rising iteration
 OF_A_ROW = ("tau", "lambda", "bn_fraction_of_run")           # choices that may differ between the rows of a table
@@ -81,6 +83,7 @@ class Record(_Read):
     schema_: Literal[1] = Field(alias="schema")
     table: str
     method: str
+    row: str = ""                                            # its name, where that is not the method's
     net: int
     repeat: int = 1
     scale: float
@@ -97,21 +100,33 @@ class Record(_Read):
     weights: Weights | None = None
 
     @property
+    def name(self) -> str:
+        """Of its row."""
+        return self.row or self.method
+
+    @property
     def cell(self) -> tuple[int, int]:
         return self.repeat, self.net
 
-    def conditions(self) -> dict[str, str]:
-        """What the records of one table share."""
+    def conditions(self, table: Table) -> dict[str, str]:
+        """What the records of a table share: all but what its rows set; an option that came after the record has its default."""
         p = self.provenance
         shared = {"scale": f"{self.scale:g}", "seed": str(self.seed), "device": p.gpu or p.device,
                   "precision": p.precision, "backend": p.backend, "engine": p.engine or "not recorded"}
-        networks = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
-        return {**shared, **{name: str(value) for name, value in self.options.items()}, **networks}
+        choices = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
+        options = {**table.default_options(), **self.options}
+        found = {**shared, **{name: str(value) for name, value in options.items()}, **choices}
+        return {name: value for name, value in found.items() if name not in table.set_by_rows}
 
-    def percent(self, metric: str, which: str = "last") -> float:
-        """The result in a table's metric, after the last iteration or at the best test."""
-        value = self.last[self.metric] if which == "last" else self.best[self.metric].value
-        return 100 * value if metric == "accuracy" else 100 * (1 - value)
+    def value(self, metric: Metric, which: str = "last", output: str = "") -> float | None:
+        """The result in a metric, after the last iteration or at the best test; of another test output than the metric's if one is named.
+
+        None where it has none, such as a best value of what is counted at the end alone.
+        """
+        name = output if output in self.last else metric.output
+        if which == "last":
+            return metric.value(self.last[name]) if name in self.last else None
+        return metric.value(self.best[name].value) if name in self.best else None
 
     def hint_losses(self) -> dict[str, tuple[str, Curve]]:
         """Per pair ("1", "2", "3"; "" for a single one) its hint layer and the loss of Stage 1; steps follow each other."""
@@ -146,12 +161,12 @@ class Group:
     name: str                                                # of the folder they lie in
     table: Table
     records: tuple[Record, ...]
-    ensembles: dict[str, dict[int, float]] = field(default_factory=dict)    # method -> replication -> accuracy of its nets together
+    ensembles: dict[str, dict[int, float]] = field(default_factory=dict)    # row -> replication -> accuracy of its nets together
     apart: tuple[str, ...] = ()                              # conditions in which it differs from the folder's other groups
 
     @property
     def conditions(self) -> dict[str, str]:
-        return self.records[0].conditions()
+        return self.records[0].conditions(self.table)
 
     @property
     def scale(self) -> float:
@@ -172,13 +187,20 @@ class Group:
     def repeats(self) -> list[int]:
         return sorted({record.repeat for record in self.records})
 
-    def of(self, method: str) -> list[Record]:
-        """Its records, by replication and net."""
-        return sorted((record for record in self.records if record.method == method), key=lambda record: record.cell)
+    def of(self, row: str) -> list[Record]:
+        """A row's records, by replication and net."""
+        return sorted((record for record in self.records if record.name == row), key=lambda record: record.cell)
 
-    def values(self, method: str, which: str = "last") -> Values:
-        """Percent in the table's metric, per (replication, net)."""
-        return {record.cell: record.percent(self.table.metric, which) for record in self.of(method)}
+    def value(self, record: Record, which: str = "last", column: str = "") -> float | None:
+        """A record's value in the table's metric; that of its last column unless another is named."""
+        if column and column != [*self.table.columns][-1] and self.table.columns[column] not in record.last:
+            return None
+        return record.value(self.table.measure, which, self.table.columns.get(column, self.table.output))
+
+    def values(self, row: str, which: str = "last", column: str = "") -> Values:
+        """The values of a row's records, per (replication, net)."""
+        found = {record.cell: self.value(record, which, column) for record in self.of(row)}
+        return {cell: value for cell, value in found.items() if value is not None}
 
     @cached_property
     def _begun(self) -> dict[tuple[int, str], float]:
@@ -197,10 +219,10 @@ class Group:
     def _measure(self, record: Record, claim: Claim) -> float | None:
         """What a claim compares, so that more is better; None if the record does not have it."""
         if claim.measure == "":
-            value = record.percent(self.table.metric)
-            return value if self.table.metric == "accuracy" else -value
+            value = self.value(record)
+            return None if value is None else self.table.measure.gain(value, 0)
         if claim.measure in ("training loss", "test loss"):
-            begin, end = self.table.window or (0, self.table.schedule.iterations)
+            begin, end = self.table.window or (0, record.iterations[-1] / self.scale)
             curve = record.stages[-1].loss if claim.measure == "training loss" else record.stages[-1].test.get(KD_LOSS, [])
             values = [value for iteration, value in curve if begin * self.scale <= iteration <= end * self.scale]
         else:
@@ -227,9 +249,9 @@ class Group:
                                  else f"{what} {absent}")
             sides.append(values)
         left, right = sides
-        if claim.right.method == TEACHER:
+        if self.table.is_shared(claim.right.method):
             right = statistics.over_nets(right, left)
-        elif claim.left.method == TEACHER:
+        elif self.table.is_shared(claim.left.method):
             left = statistics.over_nets(left, right)
         gain = statistics.against_best(left, right) if claim.left.best else statistics.difference(left, right)
         if gain is not None and not claim.better:
@@ -258,9 +280,8 @@ def read_record(path: Path) -> Record:
         read_sealed(path)
     except Damaged as damage:
         raise UserError(f"{damage}; {AGAIN}") from None
-    for which in (record.last, record.best):
-        if record.metric not in which:
-            raise UserError(f"{path}: its metric {record.metric!r} is not among its results {sorted(which)}; {AGAIN}")
+    if record.metric not in record.last:
+        raise UserError(f"{path}: its metric {record.metric!r} is not among its results {sorted(record.last)}; {AGAIN}")
     return record
 
 
@@ -275,32 +296,32 @@ def read_groups(measured: Path, name: str | None = None) -> list[Group]:
         if files:
             records = {path: read_record(path) for path in files}
             groups += _apart(folder, _table_of(folder, next(iter(records.values()))), records)
-    return sorted(groups, key=lambda group: (*_order(group.table.name), -group.scale, group.name))
+    return sorted(groups, key=lambda group: (*in_order(group.table.name), -group.scale, group.name))
 
 
 def _apart(folder: Path, table: Table, records: Mapping[Path, Record]) -> list[Group]:
     by_conditions: dict[tuple[tuple[str, str], ...], dict[Path, Record]] = {}
     for path, record in records.items():
-        by_conditions.setdefault(tuple(record.conditions().items()), {})[path] = record
+        by_conditions.setdefault(tuple(record.conditions(table).items()), {})[path] = record
     differing = sorted({name for one in by_conditions for name, value in one if any((name, value) not in other for other in by_conditions)})
     return [Group(folder.name, table, tuple(members.values()), _ensembles(table, members), tuple(differing))
             for members in by_conditions.values()]
 
 
 def _ensembles(table: Table, records: Mapping[Path, Record]) -> dict[str, dict[int, float]]:
-    """Per method and replication the accuracy of all the nets of a row together, a fraction; not before they are all there.
+    """Per row and replication the accuracy of all the nets of a row together, a fraction; not before they are all there.
 
     Raises UserError for class probabilities that are damaged.
     """
     kept: dict[tuple[str, int], dict[int, Path]] = {}
     for path, record in records.items():
         if path.with_suffix(".npz").exists():
-            kept.setdefault((record.method, record.repeat), {})[record.net] = path.with_suffix(".npz")
+            kept.setdefault((record.name, record.repeat), {})[record.net] = path.with_suffix(".npz")
     found: dict[str, dict[int, float]] = {}
-    for (method, repeat), paths in sorted(kept.items()):
+    for (name, repeat), paths in sorted(kept.items()):
         if table.nets > 1 and paths.keys() == set(range(1, table.nets + 1)):
             try:
-                found.setdefault(method, {})[repeat] = ensemble([path for _, path in sorted(paths.items())])
+                found.setdefault(name, {})[repeat] = ensemble([path for _, path in sorted(paths.items())])
             except Damaged as damage:
                 raise UserError(f"{damage}; {AGAIN}") from None
     return found
@@ -310,14 +331,8 @@ def _table_of(folder: Path, record: Record) -> Table:
     """The table that a folder's records belong to: table.yaml beside them, or the paper's of the name they give."""
     own = folder / "table.yaml"
     if own.is_file():
-        return load_table(own)
+        return load_table(own, shown=True)
     try:
         return find_table(record.table)
     except UserError as error:
         raise UserError(f"{folder}: {error}; a table of your own belongs beside its results, as {own}") from None
-
-
-def _order(name: str) -> tuple[bool, str, int]:
-    found = re.match(r"(\D*)(\d*)", name)
-    assert found
-    return not name.startswith("table"), found[1], int(found[2] or 0)

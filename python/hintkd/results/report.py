@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hintkd.experiment import Options
 from hintkd.files import write_file
-from hintkd.methods.choices import CHOICES, OPEN_OPTIONS
+from hintkd.methods.papers import PAPERS, Paper, paper
+from hintkd.metrics import METRICS
 from hintkd.results.history import Retired, read_history
 from hintkd.results.measured import Group, Judgement, Record, read_groups
 from hintkd.results.pictures import pictures
-from hintkd.results.verdicts import CONFIDENCE, REPRODUCED, Spread, Verdict, overall, percent, reproduced, spread
+from hintkd.results.verdicts import CONFIDENCE, Spread, Verdict, overall, spread
 from hintkd.study.claims import Claim, Operand
-from hintkd.study.table import TEACHER, Network, Table, find_table, table_names
+from hintkd.study.table import ORIGINAL, Learner, Table, find_table, table_names
 
 MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"), Path("results/figures")
 COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}
@@ -32,8 +32,8 @@ ASKED = {"claims": "What is claimed", "orders": "What the printed numbers imply 
 READING = f"""\
 Values are percent of the test set after the last iteration, measured from the saved weights; "best test" is the best of the tests on
 the way.  An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed
-averages are truncated.  A mean of the full schedule counts as reproduced within {REPRODUCED["accuracy"]} points of accuracy or
-{REPRODUCED["error"]} points of error.  Runs of another scale are not comparable with published values, and no difference is shown for
+averages are truncated.  A mean of the full schedule counts as reproduced within {METRICS["accuracy"].close} points of accuracy or
+{METRICS["error"].close} points of error.  Runs of another scale are not comparable with published values, and no difference is shown for
 them.
 
 A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  What a paper says in words is told with its place,
@@ -77,9 +77,16 @@ def render(groups: Sequence[Group], drawn: Mapping[str, Sequence[tuple[str, str]
         parts += [*_section(group, groups), *(f"![{caption}]({path})\n" for caption, path in shown), _evidence(group)]
     if history:
         parts += ["## History\n", "Measured once, and taken back:\n", _history(history)]
-    parts += ["## What the paper leaves open\n", "Options, with what was used:\n", _options(groups), "Choices:\n",
-              _markdown(["point", "in the paper", "here"], *(list(choice) for choice in CHOICES))]
+    for known in papers_of(groups):
+        parts += [f"## What the paper leaves open{f': {known.source}' if known.name != PAPERS[0] else ''}\n",
+                  "Options, with what was used:\n", _options(known, groups), "Choices:\n",
+                  _markdown(["point", "in the paper", "here"], *(list(choice) for choice in known.choices))]
     return "\n".join(parts)
+
+
+def papers_of(groups: Sequence[Group]) -> list[Paper]:
+    """The papers whose open points are told: the first that is known, and those of what was measured."""
+    return [paper(name) for name in dict.fromkeys([PAPERS[0], *(group.table.paper for group in groups)])]
 
 
 def _history(history: Sequence[Retired]) -> str:
@@ -108,7 +115,7 @@ def heading(group: Group) -> str:
 def _overview(groups: Sequence[Group]) -> str:
     rows = []
     for group in groups:
-        means = [is_reproduced(group, method) for method in group.table.methods]
+        means = [is_reproduced(group, name, column) for name in group.table.names for column in group.table.columns or [""]]
         known = [each for each in means if each is not None]
         counts = Counter[Verdict](judgement.verdict for judgement in judgements(group, groups).get("claims", []))
         tally = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in COLOURS if counts[verdict])
@@ -119,13 +126,13 @@ def _overview(groups: Sequence[Group]) -> str:
 
 
 def expected_nets(group: Group) -> int:
-    return len(group.repeats) * sum(1 if method == TEACHER else group.table.nets for method in group.table.methods)
+    return len(group.repeats) * sum(map(group.table.nets_of, group.table.names))
 
 
-def is_reproduced(group: Group, method: str) -> bool | None:
+def is_reproduced(group: Group, name: str, column: str = "") -> bool | None:
     """None where a published mean or a full-schedule one is missing."""
-    found, published = overall(group.values(method)), group.table.row(method).published_mean
-    return reproduced(found.mean, published, group.table.metric) if found and published is not None and group.is_full else None
+    found, published = overall(group.values(name, column=column)), group.table.published_mean(name, column)
+    return group.table.measure.reproduces(found.mean, published) if found and published is not None and group.is_full else None
 
 
 # ------------------------------------------------------------------------------------------------------------------- sections
@@ -141,8 +148,8 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
     if not group.is_full:
         yield (f"**Scale {group.scale:g}: every schedule is {group.scale:g} times its length, so that these values are not comparable "
                "with published ones.**\n")
-    options = [f"{name} {conditions[name]} (default {value})" for name, value in Options().as_dict().items()
-               if conditions.get(name, str(value)) != str(value) and has_meaning(name, table)]
+    options = [f"{name} {conditions[name]} (default {value})" for name, value in table.default_options().items()
+               if conditions.get(name, str(value)) != str(value) and table.matters(name)]
     yield (f"Seed {conditions['seed']}, {conditions['device']}, {conditions['precision']}, {conditions['engine']}"
            + (f" on {conditions['backend']}" if conditions["backend"] not in conditions["engine"] else "")
            + f".  Options: {', '.join(options) if options else 'all as by default'}.\n")
@@ -163,24 +170,24 @@ def _section(group: Group, groups: Sequence[Group]) -> Iterator[str]:
 
 
 def networks(table: Table) -> str:
-    def name(network: Network) -> str:
-        return f"ResNet-{network.depth} ({', '.join(map(str, network.widths))} filters)"
-    if table.teacher is None:
-        return f"Student {name(table.student)}, without a teacher."
-    if table.teacher.weights is not None:
-        return f"Teacher {table.teacher.weights}, student {name(table.student)}."
-    fall = 1 - table.student.depth / table.teacher.depth
+    """The two networks, and by how much the depth falls where both have one."""
+    def name(learner: Learner, role: str) -> str:
+        return learner.network(role).title
+    student, teacher = name(table.student, "student"), table.teacher
+    if teacher is None:
+        return f"Student {student}, without a teacher."
+    if teacher.weights is not None:
+        return f"Teacher {teacher.weights}, student {student}."
     regressor = ", with a regressor" if table.regressor else ""
-    return f"Teacher {name(table.teacher)}, student {name(table.student)}{regressor}: depth falls by {100 * fall:.0f} %."
+    trained = f", trained by {teacher.method}" if teacher.method != ORIGINAL else ""
+    depths = [getattr(learner.network("network"), "depth", 0) for learner in (teacher, table.student)]
+    fall = f": depth falls by {100 * (1 - depths[1] / depths[0]):.0f} %" if all(depths) else ""
+    return f"Teacher {name(teacher, 'teacher')}{trained}, student {student}{regressor}{fall}."
 
 
 def schedule(group: Group) -> str:
     """The iterations of every kind of stage, as they were run."""
-    run = group.table.schedule.scaled(group.scale)
-    steps = " + ".join(f"{count:,}" for count in run.layerwise_iterations)
-    modules = f", SL-ResNet {run.sl_iterations:,} per module" if "sl-resnet" in group.table.methods else ""
-    return (f"Iterations: teacher {run.teacher_iterations:,}, plain training and Stage 2 {run.iterations:,}, Stage 1 "
-            f"{run.hint_iterations:,} at once or {steps} pair by pair{modules}; tau {group.table.tau:g}, lambda {group.table.lambda_:g}.")
+    return f"Iterations: {group.table.iterations(group.scale)}; tau {group.table.tau:g}, lambda {group.table.lambda_:g}."
 
 
 def missing_nets(group: Group) -> list[str]:
@@ -188,42 +195,49 @@ def missing_nets(group: Group) -> list[str]:
     found = []
     for repeat in group.repeats:
         of = f" of replication {repeat}" if len(group.repeats) > 1 else ""
-        for method in group.table.methods:
-            wanted = [1] if method == TEACHER else list(range(1, group.table.nets + 1))
-            missing = [net for net in wanted if (repeat, net) not in group.values(method)]
+        for name in group.table.names:
+            wanted = list(range(1, group.table.nets_of(name) + 1))
+            missing = [net for net in wanted if (repeat, net) not in group.values(name)]
             if missing == wanted:
-                found.append(method + of)
+                found.append(name + of)
             elif missing:
-                found.append(f"{method} net {', '.join(map(str, missing))}{of}")
+                found.append(f"{name} net {', '.join(map(str, missing))}{of}")
     return found
 
 
 def ensembles_in_words(group: Group) -> str:
     """What the nets of each row are together, in a sentence that says which nets."""
-    metric, table = group.table.metric, group.table
+    metric, table = group.table.measure, group.table
     nets = ", ".join(map(str, range(1, table.nets)))
-    values = [f"{method} " + " and ".join(f"{percent(value, metric):.2f}" + (f" (replication {repeat})" if len(group.repeats) > 1 else "")
-                                          for repeat, value in group.ensembles[method].items())
-              for method in table.methods if method in group.ensembles]
-    return f"Nets {nets} and {table.nets} of a row together, by the mean of their class probabilities ({metric}, %): {', '.join(values)}."
+    values = [f"{name} " + " and ".join(f"{metric.value(value):.2f}" + (f" (replication {repeat})" if len(group.repeats) > 1 else "")
+                                        for repeat, value in group.ensembles[name].items())
+              for name in table.names if name in group.ensembles]
+    return (f"Nets {nets} and {table.nets} of a row together, by the mean of their class probabilities ({metric.name}, {metric.unit}): "
+            f"{', '.join(values)}.")
 
 
 def values_table(group: Group) -> str:
-    """Per method what was published and measured, their difference, and the best: a column per net, their mean and standard deviation."""
-    nets = max([group.table.nets, *(record.net for record in group.records)])
-    head = ["method", f"{group.table.metric}, %", "scale", *(f"net {net}" for net in range(1, nets + 1)), "mean", "standard deviation"]
-    return _markdown(head, *(row for method in group.table.methods for row in _method_rows(group, method, nets)))
+    """Per row what was published and measured, their difference, and the best: a column per net, their mean and standard deviation.
+
+    A row with several numbers has all of this for each.
+    """
+    table = group.table
+    nets = max([table.nets, *(record.net for record in group.records)])
+    head = ["row", *["column"] * bool(table.columns), f"{table.metric}, {table.measure.unit}", "scale",
+            *(f"net {net}" for net in range(1, nets + 1)), "mean", "standard deviation"]
+    return _markdown(head, *([cells[0], *[column] * bool(table.columns), *cells[1:]] for name in table.names
+                             for column in table.columns or [""] for cells in _rows(group, name, column, nets)))
 
 
-def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
-    row, scale, digits = group.table.row(method), f"{group.scale:g}", digits_of(group.table)
-    name = [method, ""]
-    if row.published_mean is not None:
-        paper = spread(row.published)
-        cells = [f"{value:.2f}" for value in row.published] or [f"{row.published_mean:.2f}"] * (method == TEACHER)
-        yield [method, "published", "1", *_filled(cells, nets), f"{row.published_mean:.{digits}f}", deviation(paper, digits)]
-        name = ["", ""]
-    values, best = group.values(method), group.values(method, "best")
+def _rows(group: Group, name: str, column: str, nets: int) -> Iterator[list[str]]:
+    table, scale, digits = group.table, f"{group.scale:g}", group.table.measure.digits
+    printed, mean = table.published(name, column), table.published_mean(name, column)
+    title = [name, ""]
+    if mean is not None:
+        cells = [f"{value:.2f}" for value in printed] or [f"{mean:.2f}"] * table.is_shared(name)
+        yield [name, "published", "1", *_filled(cells, nets), f"{mean:.{digits}f}", deviation(spread(printed), digits)]
+        title = ["", ""]
+    values, best = group.values(name, column=column), group.values(name, "best", column)
     for repeat in group.repeats:
         label = f", replication {repeat}" if len(group.repeats) > 1 else ""
         for which, of in (("measured", values), ("best test", best)):
@@ -231,28 +245,23 @@ def _method_rows(group: Group, method: str, nets: int) -> Iterator[list[str]]:
             found = spread(list(mine.values()))
             if found is None:
                 continue
-            yield [name[0], which + label, scale, *(f"{mine[net]:.2f}" if net in mine else "" for net in range(1, nets + 1)),
+            yield [title[0], which + label, scale, *(f"{mine[net]:.2f}" if net in mine else "" for net in range(1, nets + 1)),
                    f"{found.mean:.{digits}f}", deviation(found, digits)]
-            name = ["", ""]
-    total, verdict = overall(values), is_reproduced(group, method)
-    if total is None and row.published_mean is None:
-        yield [method, "not measured", *_filled([], nets), "", "", ""]
+            title = ["", ""]
+    total, verdict = overall(values), is_reproduced(group, name, column)
+    if total is None and mean is None:
+        yield [name, "not measured", *_filled([], nets), "", "", ""]
     if total is not None and len(group.repeats) > 1:
         yield ["", "measured, over replications", scale, *_filled([], nets), f"{total.mean:.{digits}f}", deviation(total, digits)]
-    if total is not None and verdict is not None and row.published_mean is not None:
-        pairs = [(values.get((1, net)), printed) for net, printed in enumerate(row.published, start=1)] if len(group.repeats) == 1 else []
-        cells = [f"{mine - printed:+.2f}" if mine is not None else "" for mine, printed in pairs]
-        yield ["", "difference", scale, *_filled(cells, nets), f"{total.mean - row.published_mean:+.{digits}f}",
+    if total is not None and verdict is not None and mean is not None:
+        pairs = [(values.get((1, net)), value) for net, value in enumerate(printed, start=1)] if len(group.repeats) == 1 else []
+        cells = [f"{mine - value:+.2f}" if mine is not None else "" for mine, value in pairs]
+        yield ["", "difference", scale, *_filled(cells, nets), f"{total.mean - mean:+.{digits}f}",
                "reproduced" if verdict else "not reproduced"]
 
 
 def _filled(cells: Sequence[str], count: int) -> list[str]:
     return [*cells, *[""] * (count - len(cells))]
-
-
-def digits_of(table: Table) -> int:
-    """Decimals of a mean: a net's error on 10,000 images has two."""
-    return 3 if table.metric == "error" else 2
 
 
 def deviation(found: Spread | None, digits: int) -> str:
@@ -300,7 +309,7 @@ def gain_cells(judgement: Judgement, digits: int) -> tuple[str, str, str]:
 
 
 def claim_digits(claim: Claim, table: Table) -> int:
-    return 3 if claim.measure else digits_of(table)
+    return 3 if claim.measure else table.measure.digits
 
 
 def words(claim: Claim) -> str:
@@ -313,56 +322,50 @@ def published_gain(claim: Claim, table: Table) -> float | None:
         return None
 
     def printed(operand: Operand) -> float | None:
-        row = (find_table(operand.table) if operand.table else table).row(operand.method)
-        if operand.best and row.published:
-            return max(row.published) if table.metric == "accuracy" else min(row.published)
-        return row.published_mean
+        source = find_table(operand.table) if operand.table else table
+        values = source.published(operand.method)
+        return table.measure.best(*values) if operand.best and values else source.published_mean(operand.method)
     left, right = printed(claim.left), printed(claim.right)
     if left is None or right is None:
         return None
-    return (left - right) * (1 if claim.better else -1) * (1 if table.metric == "accuracy" else -1)
+    return table.measure.gain(left, right) * (1 if claim.better else -1)
 
 
 # ------------------------------------------------------------------------------------------------------------------- evidence
 
-def evidence(record: Record, name: str, metric: str) -> str:
+def evidence(record: Record, group: Group) -> str:
     """One line that says where a result comes from."""
-    p = record.provenance
+    p, metric = record.provenance, group.table.measure
     repeat = f"repeat{record.repeat}/" if record.repeat > 1 else ""
-    unit = "%" if metric == "accuracy" else "% error"
+    unit = metric.unit if metric.more_is_better else f"{metric.unit} {metric.name}"
+    last, best = (group.value(record, which) for which in ("last", "best"))
     threads = f"{p.threads} thread{'s' * (p.threads > 1)}" if p.threads and not p.gpu else None
     where = ", ".join(filter(None, [p.machine, p.gpu or p.cpu, threads]))
     commit = "commit not known" if p.commit is None else f"commit {p.commit[:7]}{' with changes' if p.dirty else ''}"
     inexact = ", continued inexactly" if any(stage.inexact for stage in record.stages) else ""
     together = f", {record.stages[-1].together} trained together" if record.stages[-1].together > 1 else ""
     iterations = " + ".join(f"{count:,}" for count in record.iterations)
-    return (f"{name}/{repeat}{record.method}/net{record.net}  {record.percent(metric):.2f} {unit} last "
-            f"({record.percent(metric, 'best'):.2f} {unit} best)  {iterations} iterations, scale {record.scale:g}, {p.precision}, "
-            f"seed {record.seed}, {where}, {record.wall_s:,.0f} s{together}, torch {p.torch or 'none'}, {commit}{inexact}")
+    values = ("no value" if last is None else f"{last:.2f} {unit} last") + ("" if best is None else f" ({best:.2f} {unit} best)")
+    return (f"{group.name}/{repeat}{record.name}/net{record.net}  {values}  {iterations} iterations, scale {record.scale:g}, "
+            f"{p.precision}, seed {record.seed}, {where}, {record.wall_s:,.0f} s{together}, torch {p.torch or 'none'}, {commit}{inexact}")
 
 
 def _evidence(group: Group) -> str:
-    order = group.table.methods
-    records = sorted(group.records, key=lambda r: (order.index(r.method) if r.method in order else len(order), r.method, r.cell))
-    return "".join(["Evidence:\n\n", *(f"    {evidence(record, group.name, group.table.metric)}\n" for record in records)])
+    order = group.table.names
+    records = sorted(group.records, key=lambda r: (order.index(r.name) if r.name in order else len(order), r.name, r.cell))
+    return "".join(["Evidence:\n\n", *(f"    {evidence(record, group)}\n" for record in records)])
 
 
-def _options(groups: Sequence[Group]) -> str:
-    default, rows = Options().as_dict(), []
-    for option in OPEN_OPTIONS:
-        used = sorted({shown(group.records[0].options.get(option.name, "not recorded")) for group in groups
-                       if has_meaning(option.name, group.table)})
-        rows.append([option.name, option.paper, option.meaning, shown(default[option.name]), ", ".join(used)])
-    return _markdown(["option", "in the paper", "values", "default", "used here"], *rows)
+def _options(known: Paper, groups: Sequence[Group]) -> str:
+    return _markdown(["option", "in the paper", "values", "default", "used here"], *map(list, options_used(known, groups)))
 
 
-def has_meaning(option: str, table: Table) -> bool:
-    """Whether an option can change a table's results: one of images that its data set has not, or of a method that is no row, cannot."""
-    dataset, methods = table.dataset, set(table.methods)
-    needed = {"mirror": dataset.mirror, "mean": bool(dataset.train_mean), "mnist_scale": dataset.name == "mnist",
-              "plus_tap": "hint-kd-plus" in methods, "sl_modules": bool(methods & {"sl-resnet", "sl-resnet-kd"}),
-              "regressor_kernel": table.regressor, "regressor_std": table.regressor}
-    return needed.get(option, True)
+def options_used(known: Paper, groups: Sequence[Group]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Of each option that a paper leaves open: its name, what the paper says, what the values mean, the default, and what was used."""
+    for point in known.options.open_points():
+        used = sorted({shown(group.records[0].options.get(point.name, point.default)) for group in groups
+                       if group.table.paper == known.name and group.table.matters(point.name)})
+        yield point.name, point.metadata["paper"], point.metadata["meaning"], shown(point.default), ", ".join(used)
 
 
 def shown(value: object) -> str:
@@ -383,19 +386,18 @@ def _draw(group: Group, stem: str, root: Path) -> list[tuple[str, str]]:
 
     table, found, made = group.table, pictures(group), list[tuple[str, str]]()
     title = f"{heading(group)}: {table.about}" if table.about else heading(group)
-    label = f"test {table.metric} (%)"
+    label = f"test {table.metric} ({table.measure.unit})"
 
     def path(kind: str) -> Path:
         made.append((f"{heading(group)}, {kind.replace('-', ' ')}", f"{FIGURES.name}/{stem}-{kind}.png"))
         return root / FIGURES / f"{stem}-{kind}.png"
 
     if found.bars:
-        teacher = overall(group.values(TEACHER))
-        students = [bar for bar in found.bars if bar.method != TEACHER]
-        figures.draw_bars(path("bars"), title, students, label, teacher.mean if teacher else None, table.axis if group.is_full else None)
+        students = [bar for bar in found.bars if not table.is_shared(bar.row)]
+        figures.draw_bars(path("bars"), title, students, found.lines, label, found.teacher, table.axis if group.is_full else None)
     if found.metric:
-        figures.draw_curves(path("curves"), title, found.metric, found.loss, label, found.loss_label, found.window)
+        figures.draw_curves(path("curves"), title, found.metric, found.loss, found.lines, label, found.loss_label, found.window)
     if found.hints:
         axis = table.axis if group.is_full and table.draw == ("hint-losses",) else None
-        figures.draw_hint_losses(path("hint-losses"), title, found.hints, axis)
+        figures.draw_hint_losses(path("hint-losses"), title, found.hints, found.lines, axis)
     return made

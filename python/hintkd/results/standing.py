@@ -8,7 +8,7 @@ from typing import Literal
 
 from hintkd.results.measured import Group, Judgement
 from hintkd.results.report import expected_nets, is_reproduced, judgements
-from hintkd.results.verdicts import REPRODUCED, Verdict
+from hintkd.results.verdicts import Verdict
 
 Kind = Literal["good", "bad", "mixed", "none"]
 SOME: dict[Verdict, tuple[str, str]] = {                     # one of several claims, and more
@@ -47,14 +47,15 @@ def standing(group: Group, groups: Sequence[Group]) -> Standing:
 
 def _means(group: Group) -> tuple[Mark, str]:
     """What is to be said of the published means."""
-    known = [verdict for method in group.table.methods if (verdict := is_reproduced(group, method)) is not None]
+    known = [verdict for name in group.table.names for column in group.table.columns or [""]
+             if (verdict := is_reproduced(group, name, column)) is not None]
     count, good, wanted = len(known), sum(known), expected_nets(group)
     if len(group.records) < wanted:
         so_far = f", and {good} of {count} published means so far are reproduced" if count else ""
         return Mark("none", "incomplete"), f"is not complete: {len(group.records)} of {wanted} nets are measured{so_far}"
     if not count:
         return Mark("none", "no values printed"), "prints no values, only claims"
-    within = f"within {REPRODUCED[group.table.metric]} points of {group.table.metric}"
+    within = f"within {group.table.measure.close} points of {group.table.metric}"
     if good == count:
         return Mark("good", "reproduced"), f"is reproduced: {_all(count, 'published mean')} {'lies' if count == 1 else 'lie'} {within}"
     if good:

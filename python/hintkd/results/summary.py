@@ -20,7 +20,6 @@ from hintkd.results.report import (
     asked,
     claim_digits,
     deviation,
-    digits_of,
     gain_cells,
     heading,
     is_reproduced,
@@ -40,7 +39,7 @@ def summary(name: str, root: Path = Path()) -> Iterator[Text]:
 
 
 def _group(group: Group, groups: Sequence[Group]) -> Iterator[Text]:
-    yield Text(f"{heading(group)}: {group.table.metric} after the last iteration, %", style="bold")
+    yield Text(f"{heading(group)}: {group.table.metric} after the last iteration, {group.table.measure.unit}", style="bold")
     yield from map(Text, aligned(list(_values(group))))
     yield Text("best: the best of the tests on the way; s.d.: standard deviation of the nets", style="dim")
     for kind, found in judgements(group, groups).items():
@@ -58,22 +57,25 @@ def _group(group: Group, groups: Sequence[Group]) -> Iterator[Text]:
 
 
 def _values(group: Group) -> Iterator[list[str]]:
-    """The head, and per method its value for each net (their mean over replications), with mean, deviation and best test."""
-    table, digits = group.table, digits_of(group.table)
-    published = ["paper"] * any(table.row(method).published_mean is not None for method in table.methods)
+    """The head, and per row, and column of a row, its value for each net (their mean over replications), mean, deviation and best test."""
+    table, digits = group.table, group.table.measure.digits
+    columns = list(table.columns or [""])
+    published = ["paper"] * any(table.published_mean(name, column) is not None for name in table.names for column in columns)
     nets = range(1, max([table.nets, *(record.net for record in group.records)]) + 1)
-    yield ["method", *published, *(f"net {net}" for net in nets), "mean", "s.d.", "best", ""]
-    for method in table.methods:
-        values, found, best = group.values(method), overall(group.values(method)), overall(group.values(method, "best"))
-        if found is None or best is None:
-            continue
-        printed, verdict = table.row(method).published_mean, is_reproduced(group, method)
-        cells = ["" if printed is None else f"{printed:.{digits}f}" for _ in published]
-        for net in nets:
-            own = [value for (_, k), value in values.items() if k == net]
-            cells.append("" if not own else f"{sum(own) / len(own):.2f}")
-        yield [method, *cells, f"{found.mean:.{digits}f}", deviation(found, digits), f"{best.mean:.{digits}f}",
-               "" if verdict is None else "reproduced" if verdict else "not reproduced"]
+    yield ["row", *["column"] * bool(table.columns), *published, *(f"net {net}" for net in nets), "mean", "s.d.", "best", ""]
+    for name in table.names:
+        for column in columns:
+            values, best = group.values(name, column=column), overall(group.values(name, "best", column))
+            found, printed, verdict = overall(values), table.published_mean(name, column), is_reproduced(group, name, column)
+            if found is None:
+                continue
+            cells = ["" if printed is None else f"{printed:.{digits}f}" for _ in published]
+            for net in nets:
+                own = [value for (_, k), value in values.items() if k == net]
+                cells.append("" if not own else f"{sum(own) / len(own):.2f}")
+            yield [name, *[column] * bool(table.columns), *cells, f"{found.mean:.{digits}f}", deviation(found, digits),
+                   "" if best is None else f"{best.mean:.{digits}f}",
+                   "" if verdict is None else "reproduced" if verdict else "not reproduced"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hintkd.results.figures import HINT_LINES, OTHER, PAIR_COLOURS, STYLES, band, count_iterations, smoothed
+from hintkd.methods.method import Line
+from hintkd.results.figures import PAIR_COLOURS, band, count_iterations, smoothed
 from hintkd.results.measured import Curve
 from hintkd.results.pictures import Bar
 from hintkd.results.verdicts import spread
@@ -83,13 +84,13 @@ def _short(number: re.Match[str]) -> str:
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def dots(salt: str, label: str, rows: Sequence[Bar], axis: str) -> str:
-    """A row per method: every net, their mean with its standard deviation, and the published mean where there is one to compare."""
+def dots(salt: str, label: str, rows: Sequence[Bar], lines: Mapping[str, Line], axis: str) -> str:
+    """A line per row: every net, their mean with its standard deviation, and the published mean where there is one to compare."""
     drawing = Drawing(salt, 1.25 + 0.36 * len(rows))
     axes = drawing.axes
     marks = {"net": Line2D([], [], color=MUTED, marker="o", markersize=5, linestyle="")}
     for at, row in enumerate(rows):
-        colour = STYLES.get(row.method, OTHER)[0]
+        colour = lines[row.row].colour
         found = spread(row.values)
         if found and found.deviation is not None:
             axes.errorbar(found.mean, at, xerr=found.deviation, color=colour, linewidth=1.4, capsize=3.5, zorder=3)
@@ -101,7 +102,7 @@ def dots(salt: str, label: str, rows: Sequence[Bar], axis: str) -> str:
             if values:
                 axes.scatter(values, [at] * len(values), s=40, marker=marker, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=6)
                 marks[name] = Line2D([], [], color=INK, marker=marker, markersize=6, markerfacecolor=PAPER, linestyle="")
-    axes.set_yticks(range(len(rows)), [row.method for row in rows])
+    axes.set_yticks(range(len(rows)), [row.row for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -111,13 +112,13 @@ def dots(salt: str, label: str, rows: Sequence[Bar], axis: str) -> str:
     return drawing.text(label)
 
 
-def curves(salt: str, label: str, methods: Mapping[str, Sequence[Curve]], axis: str, window: tuple[float, float] | None = None,
-           smooth: bool = False) -> str:
-    """Per method the mean over its nets and their range, of the last stage; `smooth` shows the running median of a training loss."""
+def curves(salt: str, label: str, rows: Mapping[str, Sequence[Curve]], lines: Mapping[str, Line], axis: str,
+           window: tuple[float, float] | None = None, smooth: bool = False) -> str:
+    """Per row the mean over its nets and their range, of the last stage; `smooth` shows the running median of a training loss."""
     drawing = Drawing(salt, 3.6)
     axes, ends = drawing.axes, list[float]()
-    for method, found in methods.items():
-        ends += band(axes, method, [smoothed(curve) for curve in found] if smooth else found, window)
+    for name, found in rows.items():
+        ends += band(axes, name, lines[name], [smoothed(curve) for curve in found] if smooth else found, window)
     if ends:
         margin = 0.06 * (max(ends) - min(ends) or 1)
         axes.set_ylim(min(ends) - margin, max(ends) + margin)
@@ -129,12 +130,12 @@ def curves(salt: str, label: str, methods: Mapping[str, Sequence[Curve]], axis: 
     return drawing.text(label)
 
 
-def hint_losses(salt: str, label: str, losses: Mapping[str, Mapping[str, Curve]]) -> str:
-    """Stage 1: per method and pair the hint loss, those of a pair divided by one number; a colour per pair, a line style per method."""
+def hint_losses(salt: str, label: str, losses: Mapping[str, Mapping[str, Curve]], lines: Mapping[str, Line]) -> str:
+    """Stage 1: per row and pair the hint loss, those of a pair divided by one number; a colour per pair, a line style per row."""
     drawing = Drawing(salt, 3.9)
     for method, pairs in losses.items():
         for pair, curve in sorted(pairs.items()):
-            drawing.axes.plot(*zip(*curve, strict=True), color=PAIR_COLOURS.get(pair, "#777777"), linestyle=HINT_LINES.get(method, "-"),
+            drawing.axes.plot(*zip(*curve, strict=True), color=PAIR_COLOURS.get(pair, "#777777"), linestyle=lines[method].hints,
                               linewidth=1.5, label=f"{method}, pair {pair}" if pair else method)
     drawing.axes.set(xlabel="iteration of Stage 1", ylabel="hint loss", ylim=(0, None))
     count_iterations(drawing.axes)

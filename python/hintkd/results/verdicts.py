@@ -17,7 +17,6 @@ Verdict = Literal["holds", "does not hold", "within noise", "not judged"]
 Values = Mapping[tuple[int, int], float]                     # (replication, net) -> value, both counted from 1
 
 CONFIDENCE = 0.95                                            # of the interval that a verdict is taken on
-REPRODUCED = {"accuracy": 0.3, "error": 0.05}                # points between a published mean and one that counts as reproduced
 
 
 @dataclass(frozen=True)
@@ -106,16 +105,6 @@ def verdict(gain: Spread | None) -> Verdict:
         return "not judged"
     low, high = gain.interval
     return "holds" if low > 0 else "does not hold" if high < 0 else "within noise"
-
-
-def percent(value: float, metric: str) -> float:
-    """An accuracy, a fraction, in percent of a table's metric: itself, or the error that it leaves."""
-    return 100 * value if metric == "accuracy" else 100 * (1 - value)
-
-
-def reproduced(measured: float, published: float, metric: str) -> bool:
-    """Whether a mean of full-schedule runs is within 0.3 points of the published mean, 0.05 for an error rate."""
-    return round(abs(measured - published), 9) <= REPRODUCED[metric]
 
 
 def _samples(values: Values) -> list[float]:

@@ -31,10 +31,12 @@ class Interpreter:
 
     python       path of the interpreter; for torchcaffe the present one
     workspace    the folder that the paths in prototxts are relative to
+    folders      where else Python layers are imported from
     """
     python: str
     workspace: str
     threads: int = 1
+    folders: tuple[str, ...] = ()
 
     @property
     def is_ours(self) -> bool:
@@ -50,7 +52,7 @@ class Interpreter:
             link_alone(package, Path(ours))
         count = str(self.threads)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), count)
-        path = os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH", "")]))
+        path = os.pathsep.join(filter(None, [ours, *self.folders, os.environ.get("PYTHONPATH", "")]))
         return {**os.environ, **threads, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path}
 
     def require_caffe(self) -> str:

@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import Any
 
 from hintkd.errors import UserError
-from hintkd.methods.stage import Stage
+from hintkd.methods.stage import Part, Stage
 from hintkd.run import digests
 from hintkd.run.sources import code_digest
 
@@ -81,8 +81,14 @@ class Keys:
         return self._both(stage)[1]
 
     def kind(self, stage: Stage) -> Parts:
-        """What stages have in common that can train together: all parts of their keys but the seed and the weights in."""
-        return {"snapshot": stage.solver.snapshot, **{name: value for name, value in self.parts(stage).items()
+        """What stages have in common that can train together: all parts of their keys but the seed and the weights in.
+
+        A stage of several parts trains with no other.
+        """
+        parts = self.parts(stage)
+        if len(stage.parts) > 1:
+            return parts
+        return {"snapshot": stage.solver.snapshot, **{name: value for name, value in parts.items()
                                                       if name != "solver.random_seed" and not name.startswith("weights[")}}
 
     def _both(self, stage: Stage) -> tuple[str, Parts]:
@@ -92,18 +98,28 @@ class Keys:
         return self._known[stage]
 
     def _parts(self, stage: Stage) -> Parts:
+        """Those of a stage's only part stand as they are, those of several begin with the part's name."""
         parts: Parts = {"program": stage.program, **self.setting.parts()}
-        for index, weights in enumerate(stage.weights_in):
+        for part in stage.parts:
+            own = self._of(part)
+            parts.update({f"{part.name}.{name}": value for name, value in own.items()} if part.name else own)
+        if stage.source:
+            parts[f"source of {os.path.basename(stage.source)}"] = code_digest(stage.source)
+        for module in sorted({layer.python_param.module for part in stage.parts for layer in part.net.layer if layer.type == "Python"}):
+            parts[f"source of {module}"] = code_digest(module)
+        return parts
+
+    def _of(self, part: Part) -> Parts:
+        parts: Parts = {}
+        for index, weights in enumerate(part.weights_in):
             source = self.today(weights.source) if isinstance(weights.source, Stage) else f"file {file_digest(weights.source)}"
-            parts[f"weights[{index}]"] = [source, weights.prefix, weights.layers and list(weights.layers)]
-        parts["drop"] = list(stage.drop)
-        parts.update((name, value) for name, value in flatten(stage.solver, "solver") if decides(name))
-        for name, value in flatten(stage.net, "net"):
+            parts[f"weights[{index}]"] = [source, weights.prefix, weights.layers and list(weights.layers), *filter(None, [weights.part])]
+        parts["drop"] = list(part.drop)
+        parts.update((name, value) for name, value in flatten(part.solver, "solver") if decides(name))
+        for name, value in flatten(part.net, "net"):
             if name == "net.name":
                 continue
             parts[name] = f"data {data_fingerprint(value)}" if name.rsplit(".", 1)[1] in DATA_PATHS else value
-        for module in sorted({layer.python_param.module for layer in stage.net.layer if layer.type == "Python"}):
-            parts[f"source of {module}"] = code_digest(module)
         return parts
 
 

@@ -12,7 +12,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import NamedTuple
@@ -31,17 +31,25 @@ class _File(NamedTuple):
 def code_digest(module: str) -> str:
     """Hexadecimal SHA-256 of the code of a module or package and of all that it imports from its own package.
 
+    module     its name, or a path that ends in .py
     Raises UserError if it is not on the path or not Python.
     """
-    spec = _find(module)
+    if module.endswith(".py"):
+        folder: str | None = os.path.dirname(os.path.abspath(module))
+        module = os.path.basename(module).removesuffix(".py")
+        _read(os.path.join(folder or "", module + ".py"))
+    else:
+        folder = None
+    find = partial(_find, path=folder and [folder])
+    spec = find(module)
     if spec is None:
         raise UserError(f"the Python layer module {module} is not on the path: put its folder on PYTHONPATH")
     found: dict[str, str] = {}
     waiting = [module, *(_submodules(module, spec.submodule_search_locations) if spec.submodule_search_locations else ())]
     while waiting:
         name = waiting.pop()
-        spec = _find(name)
-        if name in found or spec is None or not _belongs(spec, module):
+        spec = find(name)
+        if name in found or spec is None or not _belongs(spec, find(module.partition(".")[0])):
             continue
         file = _read(spec.origin) if spec.has_location and spec.origin else _File("", ())
         found[name] = file.digest
@@ -49,11 +57,6 @@ def code_digest(module: str) -> str:
         for imported in (name, *file.imports):
             waiting += _prefixes(_absolute(imported, package))
     return hashlib.sha256("\n".join(f"{name} {found[name]}" for name in sorted(found)).encode()).hexdigest()
-
-
-def file_code(path: Path) -> str:
-    """Hexadecimal SHA-256 of the code of one file.  Raises UserError if it cannot be read or is not Python."""
-    return _read(str(path)).digest
 
 
 def _absolute(imported: str, package: str) -> str:
@@ -69,20 +72,21 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def _belongs(spec: ModuleSpec, module: str) -> bool:
-    """Whether a module is of the same package as `module`, or lies beside it where that is in none."""
-    root = module.partition(".")[0]
-    if spec.name.partition(".")[0] == root:
-        return True
-    own = _find(root)
-    return bool(own and own.submodule_search_locations is None and spec.submodule_search_locations is None
-                and own.origin and spec.has_location and spec.origin and os.path.dirname(own.origin) == os.path.dirname(spec.origin))
+def _belongs(spec: ModuleSpec, root: ModuleSpec | None) -> bool:
+    """Whether a module is of the package `root`, or lies beside it where that is a module."""
+    if root is None or spec.name.partition(".")[0] == root.name:
+        return root is not None
+    return bool(root.submodule_search_locations is None and spec.submodule_search_locations is None and root.origin and spec.has_location
+                and spec.origin and os.path.dirname(root.origin) == os.path.dirname(spec.origin))
 
 
-def _find(name: str) -> ModuleSpec | None:
-    """The spec of a module, found without importing its packages; None if it is not on the path."""
+def _find(name: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
+    """The spec of a module in one of the folders `path`, found without importing its packages; None if it is in none of them.
+
+    Where no path is given it is sys.path, and the workspace, where stages run.
+    """
     first, *rest = _prefixes(name)
-    spec = PathFinder.find_spec(first) or _elsewhere(first)
+    spec = PathFinder.find_spec(first, [*sys.path, os.getcwd()] if path is None else path) or (_elsewhere(first) if path is None else None)
     for inner in rest:
         spec = PathFinder.find_spec(inner, spec.submodule_search_locations) if spec and spec.submodule_search_locations else None
     return spec

@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.text import Text
 
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, SCHEDULES, Options, ResNet
-from hintkd.methods.choices import OPEN_OPTIONS
-from hintkd.methods.hint_2019 import METHODS
-from hintkd.study.table import find_table, near, table_names
+from hintkd.experiment import DATASETS
+from hintkd.methods.papers import PAPERS, paper
+from hintkd.nets.networks import NETWORKS
+from hintkd.study.fields import near
+from hintkd.study.table import find_table, table_names
 
 Lines = Iterator[tuple[str, str]]
 
@@ -23,30 +24,31 @@ def tables() -> Lines:
 
 
 def methods() -> Lines:
-    """For the rows of a table, and for `hintkd generate --method`."""
-    for name, method in METHODS.items():
-        yield name, first_sentence(method.__doc__)
+    """For the rows of a table."""
+    for name, method in {name: method for known in map(paper, PAPERS) for name, method in known.methods.items()}.items():
+        yield name, method.about
 
 
 def datasets() -> Lines:
     """For `hintkd prepare`."""
-    for name in SCHEDULES:
-        data = DATASETS[name]
+    for name, data in DATASETS.items():
+        if data.name != name:                                # another part of the same set
+            continue
         yield name, (f"{data.classes} classes, {data.channels}x{data.size}x{data.size}, {data.train_size:,} training and "
                      f"{data.test_size:,} test images, {data.batch} in a batch")
 
 
 def networks() -> Lines:
     """For a table's teacher and student."""
-    yield "resnet", first_sentence(ResNet.__doc__)
+    for name, network in NETWORKS.items():
+        yield name, first_sentence(network.__doc__)
 
 
 def options() -> Lines:
-    """What papers leave open; flags of `hintkd reproduce` and `hintkd generate`."""
-    default = Options().as_dict()
-    for option in OPEN_OPTIONS:
-        value = default[option.name]
-        yield option.name, f"{option.meaning} (default {f'{value:.6g}' if isinstance(value, float) else value})"
+    """What papers leave open; for `--set`, and for a table's or a row's settings."""
+    for point in [point for known in map(paper, PAPERS) for point in known.options.open_points()]:
+        value = point.default
+        yield point.name, f"{point.metadata['meaning']} (default {f'{value:.6g}' if isinstance(value, float) else value})"
 
 
 LISTS = {"tables": tables, "methods": methods, "datasets": datasets, "networks": networks, "options": options}

@@ -10,8 +10,11 @@ FOLDERS = (Path("results/paper"),                            # of the workspace;
 
 def table_names() -> list[str]:
     """The names that `find_table` knows, in the paper's order."""
-    def order(name: str) -> tuple[str, int]:
-        found = re.fullmatch(r"(\D*)(\d*)", name)
-        return (found[1], int(found[2] or 0)) if found else (name, 0)
-    names = {path.stem for folder in FOLDERS for path in folder.glob("*.yaml")}
-    return sorted(names, key=lambda name: (not name.startswith("table"), *order(name)))
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")}, key=in_order)
+
+
+def in_order(name: str) -> tuple[bool, str, int]:
+    """What sorts tables before figures, and both by their numbers."""
+    found = re.match(r"(\D*)(\d{0,9})", name)
+    assert found
+    return not name.startswith("table"), found[1], int(found[2] or 0)

@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hintkd.backend import caffe_pb2
 from hintkd.errors import Damaged
-from hintkd.experiment import Experiment
+from hintkd.experiment import Experiment, Network, Trained
 from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed, written
 from hintkd.methods.stage import Stage
-from hintkd.results import probabilities
+from hintkd.metrics import METRICS, Labels, Scores
+from hintkd.nets.networks import NETWORKS
 from hintkd.run.committed import MEASURED, WEIGHTS, read_net
 from hintkd.run.keys import DATA_PATHS, Parts
 from hintkd.run.runner import Plan, Task, publish_weights, whole_weights
 from hintkd.stage.log import Curve, parse
+from hintkd.study import probabilities
 
 SCHEMA = 1
 
@@ -34,18 +38,20 @@ class Run:
     """One row's net as it is run: the experiment, its method's stages and which repetition of the table it belongs to.
 
     name      of the folders that its results go to: the table, and what departs from it
+    metric    of the table
     """
     name: str
     experiment: Experiment
     stages: tuple[Stage, ...]
     repeat: int = 1
+    metric: str = "accuracy"
 
     @property
     def place(self) -> Path:
         """Where its files lie inside results/measured and runs/weights."""
         x = self.experiment
         repeat = [f"repeat{self.repeat}"] if self.repeat > 1 else []
-        return Path(self.name, *repeat, x.method, f"net{x.net}")
+        return Path(self.name, *repeat, x.name, f"net{x.net}")
 
     @property
     def record(self) -> Path:
@@ -149,16 +155,18 @@ def record(run: Run, tasks: list[Task], plan: Plan, kept: dict[str, Any] | None)
     """The record's content; rates are fractions from 0 to 1, as Caffe prints them.  `kept` is what kept_entry says."""
     x = run.experiment
     stages = [{**stage_record(task), "key": plan.keys.today(task.stage)} for task in tasks]
-    last = stages[-1]
+    last, metric = stages[-1], METRICS[run.metric]
+    numbers = dict(last["last"])
+    if metric.count and metric.output not in numbers:
+        numbers[metric.output] = metric.count(*predictions(tasks[-1]))
     last["weights"] = f"{run.weights}.caffemodel"
     return {
-        "schema": SCHEMA, "table": x.table, "method": x.method, "net": x.net, "repeat": run.repeat, "scale": x.scale, "seed": x.seed,
-        "options": x.options.as_dict(), "choices": choices(x), "metric": "accuracy",
-        "last": last["last"], "best": {name: best(name, [*last["test"].get(name, []), (last["iterations"], value)])
-                                       for name, value in last["last"].items()},
+        "schema": SCHEMA, "table": x.table, "row": x.name, "method": x.method.name, "net": x.net, "repeat": run.repeat, "scale": x.scale,
+        "seed": x.seed, "options": x.options.as_dict(), "choices": choices(x), "metric": metric.output,
+        "last": numbers, "best": {name: best(name, [*last["test"].get(name, []), (last["iterations"], value)])
+                                  for name, value in last["last"].items()},
         "iterations": [stage["iterations"] for stage in stages], "wall_s": sum(stage["wall_s"] for stage in stages),
-        "stages": stages, "provenance": provenance(plan, tasks), "weights": kept,
-        "scaled_from": {name: value for name, value in dataclasses.asdict(x.schedule).items() if name.endswith("iterations")},
+        "stages": stages, "provenance": provenance(plan, tasks), "weights": kept, "scaled_from": x.schedule.counts(),
     }
 
 
@@ -194,14 +202,29 @@ def best(name: str, curve: Curve) -> dict[str, Any]:
 
 def choices(x: Experiment) -> dict[str, Any]:
     """What the experiment fixes beside its options."""
-    def network(resnet: Any) -> Any:
-        return resnet and {"depth": resnet.depth, "widths": list(resnet.widths)}
-    teacher = x.external_teacher
-    return {"dataset": x.dataset.name, "batch": x.dataset.batch, "teacher": network(x.teacher), "student": network(x.student),
-            "teacher_dataset": x.teacher_dataset and x.teacher_dataset.name, "external_teacher": teacher and str(teacher.caffemodel),
-            "tau": x.tau, "lambda": x.lambda_, "lambda_schedule": x.lambda_schedule, "regressor": x.regressor,
-            "hint_pairs": [list(pair) for pair in x.hint_pairs], "bn_fraction_of_run": x.bn_fraction,
+    taught = x.teacher if isinstance(x.teacher, Experiment) else None
+    file = x.teacher if isinstance(x.teacher, Trained) else None
+    teacher = taught.student if taught else file.network if file else None
+    return {"dataset": x.dataset.name, "batch": x.dataset.batch, "teacher": teacher and described(teacher), "student": described(x.student),
+            "teacher_dataset": taught.dataset.name if taught and taught.dataset != x.dataset else None,
+            **({"teacher_method": taught.method.name} if taught and taught.method.name != "original" else {}),
+            "external_teacher": file and str(file.caffemodel), "tau": x.tau, "lambda": x.lambda_, "lambda_schedule": x.lambda_schedule,
+            "regressor": x.regressor, "hint_pairs": [list(pair) for pair in x.hint_pairs], "bn_fraction_of_run": x.bn_fraction,
             "schedule": dataclasses.asdict(x.scaled_schedule)}
+
+
+def described(network: Network) -> dict[str, Any]:
+    """A network as tables have it: the name of its kind, left out where it is a table's default, and its fields."""
+    name = next(name for name, kind in NETWORKS.items() if kind is type(network))
+    fields = {field: list(value) if isinstance(value, tuple) else value for field, value in vars(network).items()}
+    return fields if name == "resnet" else {"net": name, **fields}
+
+
+def predictions(task: Task) -> tuple[Scores, Labels]:
+    """The class scores and labels that the last test of a finished stage kept."""
+    kept = task.predictions()
+    scores, labels = kept["scores"], kept["labels"]
+    return scores.reshape(len(scores), -1).astype(np.float64), labels.reshape(-1).astype(int)
 
 
 def provenance(plan: Plan, tasks: list[Task]) -> dict[str, Any]:

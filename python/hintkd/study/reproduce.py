@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.table import Table as Grid
 from hintkd import backend, limits
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, write_file, write_sealed
-from hintkd.methods.hint_2019 import METHODS, teacher_stage
+from hintkd.methods.method import stages_of
 from hintkd.run.cluster import Cluster
 from hintkd.run.committed import WEIGHTS, Committed
 from hintkd.run.digests import restore_descriptions
@@ -34,7 +34,7 @@ from hintkd.run.runner import Plan, Runner, Task
 from hintkd.run.scalars import Scalars
 from hintkd.study import record
 from hintkd.study.record import Run
-from hintkd.study.table import TEACHER, Table, find_table, load_table, table_names
+from hintkd.study.table import Table, find_table, load_table, table_names
 
 REQUESTS = Path("runs/requests")            # relative to the workspace, which is the current directory
 MOST_CORES = 256                            # of a machine elsewhere
@@ -104,11 +104,11 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
 
 @dataclass(frozen=True)
 class Request:
-    """A table, and how much of it is to be run.  methods and nets None: all of them; nets are counted from 1."""
+    """A table, and how much of it is to be run.  rows and nets None: all of them; nets are counted from 1."""
     table: Table
     scale: float = 1.0
     repeats: int = 1
-    methods: tuple[str, ...] | None = None
+    rows: tuple[str, ...] | None = None
     nets: tuple[int, ...] | None = None
     seed: int = 1
 
@@ -127,9 +127,9 @@ class Request:
 
     def runs(self) -> list[Run]:
         """Every net of every row, the teachers' first.  Raises UserError on what the table or a method refuses."""
-        return [Run(self.name, x, (teacher_stage(x),) if x.method == TEACHER else tuple(METHODS[x.method](x)), repeat)
+        return [Run(self.name, x, tuple(stages_of(x)), repeat, self.table.metric)
                 for repeat in range(1, self.repeats + 1)
-                for x in self.table.experiments(methods=self.methods, nets=self.nets, scale=self.scale, seed=self.seed, repeat=repeat)]
+                for x in self.table.experiments(rows=self.rows, nets=self.nets, scale=self.scale, seed=self.seed, repeat=repeat)]
 
     @cached_property
     def is_papers(self) -> bool:
@@ -138,10 +138,10 @@ class Request:
 
     def save(self, used: Resources, keys: dict[str, str], tell: Callable[[str], None]) -> None:
         """Keep it in runs/requests with the keys its stages have now, by `stage_name`; what was asked for before stays asked for."""
-        path, table = REQUESTS / f"{self.name}.json", self.table.dump()
-        before: dict[str, Any] = {"repeats": 1, "methods": [], "nets": [], "keys": {}}
+        path, table = REQUESTS / f"{self.name}.json", self.table.dump(REQUESTS)
+        before: dict[str, Any] = {"repeats": 1, "rows": [], "nets": [], "keys": {}}
         try:
-            before = read_sealed(path, *before)
+            before = _with_rows(read_sealed(path, "repeats", "nets", "keys"))
             if not is_whole(path.with_suffix(".yaml"), before.get("table_sha256", "")) and "table_sha256" in before:
                 tell(f"{path.with_suffix('.yaml')} {fault(path.with_suffix('.yaml'))}; it is written again")
         except Damaged as damage:
@@ -152,7 +152,7 @@ class Request:
             return None if old is None or new is None else sorted({*old, *new})
 
         content = {"schema": 1, "scale": self.scale, "repeats": max(self.repeats, before["repeats"]),
-                   "methods": joined(before["methods"], self.methods), "nets": joined(before["nets"], self.nets), "seed": self.seed,
+                   "rows": joined(before["rows"], self.rows), "nets": joined(before["nets"], self.nets), "seed": self.seed,
                    "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
                    "precision": used.setting.precision, "together": used.setting.together,
                    "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys},
@@ -162,18 +162,23 @@ class Request:
             write_sealed(path, content)
 
 
+def _with_rows(content: dict[str, Any]) -> dict[str, Any]:
+    """A saved request; rows were once called methods."""
+    return {"rows": content.get("methods"), **content}
+
+
 def load_request(path: Path) -> tuple[Request, Resources, dict[str, str]]:
     """A request that was saved, what it is run with now, and the keys its stages had.  Raises Damaged if a file of it is."""
     again = "delete it, and run `hintkd reproduce` to have it written again"
     table = path.with_suffix(".yaml")
     try:
-        content = read_sealed(path, "scale", "repeats", "methods", "nets", "seed", "backend", "caffe_python", "device", "threads", "keys")
+        content = _with_rows(read_sealed(path, "scale", "repeats", "nets", "seed", "backend", "caffe_python", "device", "threads", "keys"))
     except Damaged as damage:
         raise Damaged(f"{damage}; {again}") from None
     if not is_whole(table, content.get("table_sha256", "")) and "table_sha256" in content:
         raise Damaged(f"{table} {fault(table)}; {again}")
-    methods, nets = (content[name] and tuple(content[name]) for name in ("methods", "nets"))
-    request = Request(load_table(table), content["scale"], content["repeats"], methods, nets, content["seed"])
+    rows, nets = (content[name] and tuple(content[name]) for name in ("rows", "nets"))
+    request = Request(load_table(table, shown=True), content["scale"], content["repeats"], rows, nets, content["seed"])
     used = resources(content["backend"], content["caffe_python"], content["device"], content["threads"],
                      precision=content.get("precision", "fp32"), together=content.get("together", 1))
     return request, used, content["keys"]
@@ -183,20 +188,27 @@ def stage_name(run: Run, index: int, net: bool = True) -> str:
     """Of the index-th stage of a run, for people and in a saved request; without its net where nets share it."""
     x, title = run.experiment, run.stages[index].title
     repeat = f"repeat{run.repeat} " if run.repeat > 1 else ""
-    return repeat + x.method + (f" net{x.net}" if net and x.method != TEACHER else "") + (f": {title}" if x.method != title else "")
+    return repeat + x.name + (f" net{x.net}" if net and not x.method.is_shared else "") + (f": {title}" if x.name != title else "")
 
 
 def labels(runs: list[Run], plan: Plan) -> dict[str, str]:
-    """What to call each task: by the first run it belongs to, without its net where several nets of that method share it."""
+    """What to call each task: by the first run it belongs to, without its net where several nets of that row share it.
+
+    A task that belongs to none, such as the teacher of one row alone, is called by what starts from it.
+    """
     users: dict[str, list[tuple[Run, int]]] = {}
     for run in runs:
         for index, stage in enumerate(run.stages):
             users.setdefault(plan.keys.key(stage), []).append((run, index))
-    named = {}
-    for key, task in plan.tasks.items():
-        first = users[key][0] if key in users else None
-        shared = first and any(run.experiment.method == first[0].experiment.method and run is not first[0] for run, _ in users[key])
-        named[key] = stage_name(*first, net=not shared) if first else task.stage.title
+    named: dict[str, str] = {}
+    for key, task in reversed(plan.tasks.items()):          # what starts from a task comes before it here
+        if key in users:
+            run, index = users[key][0]
+            shared = any(other.experiment.name == run.experiment.name and other is not run for other, _ in users[key])
+            named[key] = stage_name(run, index, net=not shared)
+        else:
+            reader = next(other for other in plan.tasks.values() if key in other.sources)
+            named[key] = f"{named[reader.key].partition(':')[0]}'s {task.stage.title}"
     return named
 
 
@@ -216,6 +228,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     for path in {weights.source for stage in stages for weights in stage.weights_in if isinstance(weights.source, Path)}:
         backend.read_weights(path)                           # whether it can be read is said before anything runs
     named = labels(runs, plan)
+    interpreter = replace(used.interpreter, folders=request.table.folders)
 
     def label(task: Task) -> str:
         return named[task.key]
@@ -235,7 +248,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     if todo:
         with used.executor() as executor:
             with console.status("measuring a few iterations of each net"):
-                cost = estimate(plan, executor, used.interpreter, used.device_id, tell)
+                cost = estimate(plan, executor, interpreter, used.device_id, tell)
             if dry_run:
                 console.print(listing(plan, named, cost))
             about = "about" if cost.is_whole else "at least"
@@ -246,13 +259,13 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
                 return False
             with Bars(console, label, cost.of) as bars:
                 watcher = scalars.before(bars) if scalars else bars
-                runner = Runner(executor, used.interpreter, watcher, cost.of, lambda task: keep(request, runs, plan, tell, task),
+                runner = Runner(executor, interpreter, watcher, cost.of, lambda task: keep(request, runs, plan, tell, task),
                                 used.device_id, used.inexact)
                 runner.run(plan)
         failures = runner.failures
     keep(request, runs, plan, tell)
-    lost = [f"{run.experiment.method} net{run.experiment.net}" for run in runs
-            if run.experiment.method != TEACHER and any(plan.task(stage).key in failures for stage in run.stages)]
+    lost = [f"{run.experiment.name} net{run.experiment.net}" for run in runs
+            if not run.experiment.method.is_shared and any(plan.task(stage).key in failures for stage in run.stages)]
     if lost:
         warn(console, ", ".join(lost), "not done")
     return not failures
@@ -271,7 +284,7 @@ def keep(request: Request, runs: list[Run], plan: Plan, tell: Callable[[str], No
     """Write the records of the runs that are finished: of those that `task` belongs to, or of all."""
     done = [run for run in runs if record.is_done(run, plan)]
     if done and not request.is_papers:
-        write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump())
+        write_file(Path("results/measured", request.name, "table.yaml"), request.table.dump(Path("results/measured", request.name)))
     for run in done:
         if task is None or task.stage in run.stages:
             record.write(run, plan, tell)

@@ -122,11 +122,20 @@ def data(table: str | None = None) -> list[dict[str, Any]]:
 
 def look(request: Request, setting: Setting, known: dict[str, str]) -> Answer:
     """The answer to a request; `known` are the keys that its stages had when they were asked for, by `stage_name`."""
+    if request.table.missing:
+        return Answer(request.name, tuple(without_methods(known, request.table.missing)), ())
     runs, committed = request.runs(), Committed()
     plan = Plan([stage for run in runs for stage in run.stages], setting, committed)
     before = {plan.keys.key(stage): known.get(stage_name(run, i)) for run in runs for i, stage in enumerate(run.stages)}
     remarks = committed.remarks(request.name, setting, plan.names(), plan.names(plan.unfinished()))
     return Answer(request.name, tuple(states(plan, labels(runs, plan), before)), tuple(remarks))
+
+
+def without_methods(known: dict[str, str], missing: str) -> Iterator[State]:
+    """The state of the stages of a request whose methods are gone, by the keys that they had when they were asked for."""
+    for name, key in known.items():
+        finished = any((folder / "result.json").exists() for folder in STAGES.glob(f"*-{key[:12]}"))
+        yield State(name, "finished" if finished else "waiting", "" if finished else f"{missing} is gone")
 
 
 def states(plan: Plan, named: dict[str, str], before: dict[str, str | None]) -> Iterator[State]:

@@ -1,74 +1,59 @@
 """A paper's table or figure as data: what was trained, what was reported, what is claimed; one schema for all, checked when it is read.
 
-A table turns into Experiments, one per net of each row, by the settings of a run: scale, seed, methods.  What an experiment
-consists of is the business of methods/; what was measured for it that of measured.py.
+A table turns into Experiments, one per net of each row, by what a run adds: scale, seed, rows.  What an experiment
+consists of is the business of methods/; what was measured for it that of results/.
 """
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, ValidationError, model_validator
 
-from hintkd import limits
+from hintkd import experiment, limits
 from hintkd.backend import count_records
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, SCHEDULES, Dataset, Experiment, ExternalTeacher, Options, ResNet, Schedule
+from hintkd.experiment import DATASETS, Dataset, Experiment, Trained
 from hintkd.files import read_sealed
-from hintkd.methods.hint_2019 import METHODS
+from hintkd.methods.method import Method
+from hintkd.methods.papers import PAPERS, Paper, own_methods, paper
+from hintkd.metrics import METRICS, Metric
+from hintkd.nets.networks import NETWORKS
 from hintkd.seeds import TABLE_SEEDS
 from hintkd.study.claims import ClaimField
+from hintkd.study.fields import built, changed, checked, names_of, near, path_of, place_of
 from hintkd.study.names import FOLDERS
 from hintkd.study.names import table_names as table_names
 from hintkd.study.yaml_file import read_yaml
 
 TEACHER, ORIGINAL = "teacher", "original"                    # rows of every table: the teacher (one net) and the student without one
-WITHOUT_TEACHER = (ORIGINAL, "sl-resnet")
+_PLAIN = ("test_loss", "regressor", "hint_pairs", "tau", "lambda_", "lambda_schedule", "lambda_end")
+_OF_AN_EXPERIMENT = ("dataset", "student", "teacher", "schedule", "options", *_PLAIN)     # of a table: what experiments are made of
 
 
-def near(name: object, known: Sequence[str]) -> str:
-    """What to say after an unknown name: the nearest known one, or all of them."""
-    close = get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-
-
-def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"{name!r} is not a method; {near(name, list(METHODS))}")
-    return name
-
-
-def _named_dataset(given: Any) -> Any:
+def _dataset(given: Any, place: str = "dataset") -> Dataset:
+    """A known data set by its name, or one by its fields."""
+    if isinstance(given, Dataset):
+        return given
     if isinstance(given, str):
         if given not in DATASETS:
-            raise ValueError(f"{given!r} is not a data set; {near(given, list(DATASETS))}")
+            raise UserError(f"{place}: {given!r} is not a data set; {near(given, list(DATASETS))}")
         return DATASETS[given]
-    return given
+    return built(Dataset, given, place)
 
 
 def _dataset_name(dataset: Dataset) -> Any:
     return next((name for name, known in DATASETS.items() if known == dataset), dataclasses.asdict(dataset))
 
 
-DataSet = Annotated[Dataset, BeforeValidator(_named_dataset), PlainSerializer(_dataset_name)]      # a known one's name, or all its fields
-Method = Annotated[str, AfterValidator(_known_method)]
-Percent = Annotated[float, Field(ge=0, le=100)]
+DataSet = Annotated[Dataset, BeforeValidator(_dataset), PlainSerializer(_dataset_name)]            # a known one's name, or all its fields
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -77,58 +62,90 @@ class _Strict(BaseModel):
 
 # -------------------------------------------------------------------------------------------------------------------- schema
 
-class Network(_Strict):
-    """A teacher or student.  `published` is what the paper reports for it when it is trained on the labels alone."""
-    depth: int
-    widths: tuple[int, int, int] = (16, 32, 64)
-    published: Percent | None = None
+class Learner(BaseModel):
+    """A teacher or student: the network, by its name in NETWORKS and what that takes, such as depth and widths.
+
+    `published` is what the paper reports for it when it is trained on the labels alone.
+    """
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    net: str = "resnet"
+    published: Number | None = None
     dataset: DataSet | None = None                           # a teacher's own training set
     weights: Path | None = None                              # a trained teacher from elsewhere, and its net if that is not this one
     prototxt: Path | None = None
+    method: str = ORIGINAL                                   # that trains the teacher
+    teacher: Learner | None = None                           # the teacher's own, for a method that needs one
 
-    @model_validator(mode="after")
-    def _exists(self) -> Network:
+    def network(self, place: str) -> experiment.Network:
+        """Raises UserError, naming the field, on what does not make a network."""
+        if self.net not in NETWORKS:
+            raise UserError(f"{place}.net: {self.net!r} is not a network; {near(self.net, list(NETWORKS))}")
         try:
-            assert self.resnet
+            return built(NETWORKS[self.net], self.model_extra or {}, place)  # type: ignore[arg-type]
         except UserError as error:
-            raise ValueError(str(error)) from None
-        return self
-
-    @property
-    def resnet(self) -> ResNet:
-        return ResNet(self.depth, self.widths)
+            raise UserError(str(error) if str(error).startswith(place) else f"{place}: {error}") from None
 
 
 class Row(_Strict):
-    """A method, and its published values in the table's metric: one per net, or only their average as it was printed."""
-    method: Method
-    published: tuple[Percent, ...] = ()
-    average: Percent | None = None
-    tau: float | None = None                                 # where they are not the table's
-    lambda_: float | None = Field(None, alias="lambda")
+    """A method, what is set otherwise than for the table, and the published values in the table's metric.
+
+    name         of its results; the method's where it has none
+    published    one value per net, of the table's last column where it has columns
+    average      as it was printed, or all that was printed
+    columns      by column, one value per net or a single one; in YAML `published` may be such a mapping
+    """
+    method: str
+    name: str = ""
+    set: dict[str, Any] = {}
+    published: tuple[Number, ...] = ()
+    average: Number | None = None
+    columns: dict[str, Number | tuple[Number, ...]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, given: Any) -> Any:
+        """tau and lambda once stood beside the method."""
+        if not isinstance(given, dict):
+            return given
+        kept = {name: value for name, value in given.items() if name not in ("tau", "lambda")}
+        moved = {name: given[name] for name in ("tau", "lambda") if given.get(name) is not None}
+        return {**kept, "set": {**moved, **(given.get("set") or {})}} if moved else kept
 
     @property
-    def published_mean(self) -> float | None:
-        """Of the nets where they were printed, because printed averages are truncated."""
-        return sum(self.published) / len(self.published) if self.published else self.average
+    def title(self) -> str:
+        """What it is called."""
+        return self.name or self.method
+
+    def printed(self, column: str) -> tuple[float, ...]:
+        """What was printed in one column."""
+        value = self.columns.get(column, ())
+        return value if isinstance(value, tuple) else (value,)
 
 
 class Table(_Strict):
     """One table or figure of a paper."""
+    model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
+
     title: str
     about: str = ""
     source: str
+    paper: str = PAPERS[0]                                   # whose methods and options these are
+    own: str | None = Field(None, alias="methods")           # a file of methods of one's own, or an entry point (methods/papers.py)
     dataset: DataSet
-    metric: Literal["accuracy", "error"] = "accuracy"        # of published values, percent; error is 100 - accuracy
-    teacher: Network | None = None
-    student: Network
+    metric: str = "accuracy"                                 # of published values
+    columns: dict[str, str] = {}                             # of rows with several numbers: name -> test output; claims compare the last
+    teacher: Learner | None = None
+    student: Learner
     test_loss: bool = False                                  # Stage 2 is also tested under its own loss, which takes the teacher's time
     regressor: bool = False
     hint_pairs: tuple[tuple[str, str], ...] = ()             # (hint layer, guided layer) by hand, bottom up
-    schedule: Schedule = Schedule()                          # what is not given is the data set's
+    schedule: dict[str, Any] = {}                            # what is not given is the data set's
     tau: float = 3.0
     lambda_: float = Field(5.0, alias="lambda")
-    options: Options = Options()
+    lambda_schedule: str = "fixed"
+    lambda_end: float = 1.0
+    options: dict[str, Any] = {}
     nets: int = Field(3, ge=1)
     seed: int = Field(0, ge=0, lt=TABLE_SEEDS)               # of Stage 1 and the nets; the teacher and the original student do without
     rows: tuple[Row, ...]
@@ -136,38 +153,30 @@ class Table(_Strict):
     orders: tuple[ClaimField, ...] = ()                      # what its printed numbers, or its drawn bars, imply beside that
     controls: tuple[ClaimField, ...] = ()                    # comparisons of ours
     draw: tuple[Literal["bars", "curves", "hint-losses"], ...] = ("bars", "curves", "hint-losses")
-    axis: tuple[float, float] | None = None                  # as printed, percent
+    axis: tuple[float, float] | None = None                  # as printed, in the metric's unit
     window: tuple[int, int] | None = None                    # the iterations of the last stage that are shown, of the full schedule
     departures: tuple[str, ...] = ()                         # from the paper
     notes: tuple[str, ...] = ()
     _name: str = PrivateAttr("table")
+    _known: Paper | None = PrivateAttr(None)                 # None where a file of methods is gone: the table can be shown, and not run
+    _folder: Path = PrivateAttr(Path())
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_schedule(cls, given: Any) -> Any:
-        if isinstance(given, dict) and isinstance(given.get("schedule", {}), dict):
-            known = SCHEDULES.get(str(given.get("dataset")), Schedule())
-            return {**given, "schedule": {**dataclasses.asdict(known), **given.get("schedule", {})}}
-        return given
+    def _published_by_column(cls, given: Any) -> Any:
+        """Rows whose `published` is a mapping have their columns there; the last column is what the row is compared by."""
+        if not isinstance(given, dict) or not isinstance(given.get("rows"), (list, tuple)):
+            return given
+        last = [*given.get("columns", {})][-1:]
 
-    @model_validator(mode="after")
-    def _check(self) -> Table:
-        methods = [row.method for row in self.rows]
-        for index, row in enumerate(self.rows):
-            if row.method in methods[:index] or row.method == ORIGINAL:
-                raise ValueError(f"rows[{index}].method: {row.method!r} is there already; a method has one row, {ORIGINAL!r} is implied")
-            if row.published and len(row.published) != self.nets:
-                raise ValueError(f"rows[{index}].published: {len(row.published)} values for {self.nets} nets; give one for each")
-            if self.teacher is None and row.method not in WITHOUT_TEACHER:
-                raise ValueError(f"rows[{index}].method: {row.method!r} needs a teacher; add one")
-        for kind, claims in (("claims", self.claims), ("orders", self.orders), ("controls", self.controls)):
-            for index, claim in enumerate(claims):
-                if claim.measure == "test loss" and not self.test_loss:
-                    raise ValueError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
-                for side in (claim.left, claim.right):
-                    if side.table is None and side.method not in self.methods:
-                        raise ValueError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, self.methods)}")
-        return self
+        def read(row: Any) -> Any:
+            if not isinstance(row, dict) or not isinstance(row.get("published"), dict):
+                return row
+            values = row["published"]
+            own = values.get(last[0]) if last else None
+            main = {"average": own} if isinstance(own, (int, float)) else {"published": own or ()}
+            return {**{name: value for name, value in row.items() if name != "published"}, **main, "columns": values}
+        return {**given, "rows": [read(row) for row in given["rows"]]}
 
     @property
     def name(self) -> str:
@@ -175,94 +184,237 @@ class Table(_Strict):
         return self._name
 
     @property
-    def methods(self) -> list[str]:
-        """All that has results: the teacher, the original student, then the rows."""
-        teacher = [TEACHER] if self.teacher is not None and self.teacher.weights is None else []
-        return [*teacher, ORIGINAL, *(row.method for row in self.rows)]
+    def missing(self) -> str:
+        """The file of methods of a table that can only be shown, because it is gone; "" otherwise."""
+        return "" if self._known else str(self._folder / str(self.own))
 
-    def row(self, method: str) -> Row:
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Where Python layers of one's own may lie: beside the file of methods."""
+        return (str((self._folder / self.own).parent.resolve()),) if self.own and self.own.endswith(".py") else ()
+
+    @property
+    def measure(self) -> Metric:
+        """The metric itself."""
+        return METRICS[self.metric]
+
+    @property
+    def output(self) -> str:
+        """The test output that rows are compared by, where they have it: the last column's, or else the metric's."""
+        return [self.measure.output, *self.columns.values()][-1]
+
+    @property
+    def set_by_rows(self) -> set[str]:
+        """What rows have of their own, as records call it: an option by its name, all of a network, a teacher or the schedule by theirs."""
+        schedule = names_of(self._known.schedule) if self._known else []
+        return {first if (first := name.partition(".")[0]) not in schedule else "schedule" for row in self.rows for name in row.set}
+
+    def default_options(self) -> dict[str, object]:
+        """The paper's options with their defaults; none where its file is gone."""
+        return self._known.options().as_dict() if self._known else {}
+
+    def matters(self, option: str) -> bool:
+        """Whether an option can change the results of some row."""
+        if self._known is None:
+            return True
+        matters = next(field.metadata.get("matters", bool) for field in dataclasses.fields(self._known.options) if field.name == option)
+        return any(matters(self.experiment(name)) for name in self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """All that has results: the teacher, the original student, then the rows."""
+        named = [row.title for row in self.rows]
+        teacher = [TEACHER] if self.teacher is not None and self.teacher.weights is None else []
+        return [*(name for name in (*teacher, ORIGINAL) if name not in named), *named]
+
+    def row(self, name: str) -> Row:
         """A row; the teacher's and the original student's, which are implied, have one published value."""
         for row in self.rows:
-            if row.method == method:
+            if row.title == name:
                 return row
-        network = self.teacher if method == TEACHER else self.student
-        return Row.model_construct(method=method, published=(), average=network.published if network else None)
+        learner = self.teacher if name == TEACHER else self.student
+        return Row.model_construct(method=name, average=learner.published if learner else None)
 
-    def experiments(self, *, methods: Sequence[str] | None = None, nets: Sequence[int] | None = None, scale: float = 1.0, seed: int = 1,
+    def published(self, name: str, column: str = "") -> tuple[float, ...]:
+        """What was printed of a row's nets, in one of its columns if one is named."""
+        row = self.row(name)
+        return row.printed(column) if column in row.columns else () if column else row.published
+
+    def published_mean(self, name: str, column: str = "") -> float | None:
+        """Of the nets where they were printed, because printed averages are truncated; or else the average that was printed."""
+        values = self.published(name, column)
+        return sum(values) / len(values) if values else None if column and column != [*self.columns][-1] else self.row(name).average
+
+    def iterations(self, scale: float) -> str:
+        """Of every kind of stage at a scale, in words."""
+        return built(self._known.schedule, self._schedule(), "schedule").scaled(scale).sentence() if self._known else "not known"
+
+    def method(self, name: str) -> Method | None:
+        """The method of a row; None where the file that it was in is gone."""
+        return self._known.methods.get(self.row(name).method) if self._known else None
+
+    def nets_of(self, name: str) -> int:
+        """How many nets a row has: one where all share it."""
+        return 1 if self.is_shared(name) else self.nets
+
+    def is_shared(self, name: str) -> bool:
+        """Whether there is one of it for all nets, as of a teacher."""
+        method = self.method(name)
+        return method.is_shared if method else self.row(name).method == TEACHER
+
+    # -- experiments ---------------------------------------------------------------------------------------------------------
+    def experiments(self, *, rows: Sequence[str] | None = None, nets: Sequence[int] | None = None, scale: float = 1.0, seed: int = 1,
                     repeat: int = 1) -> list[Experiment]:
-        """One Experiment per net and method, the teacher first (method "teacher", net 1; only if something chosen needs it).
+        """One Experiment per net and row, the teacher first (net 1; only if something chosen needs it).
 
-        methods, nets     the ones to run, None for all; nets are counted from 1
+        rows, nets        the ones to run, None for all; nets are counted from 1
         repeat            1, 2, ...: a complete replication, with other seeds for teacher, Stage 1 and nets
-        Raises UserError on a method that the table does not have.
+        Raises UserError on a row that the table does not have.
         """
-        for method in methods or ():
-            if method not in self.methods:
-                raise UserError(f"{self.name} has no row {method!r}; {near(method, self.methods)}")
-        chosen = [m for m in self.methods if methods is None or m in methods]
-        if TEACHER in self.methods and TEACHER not in chosen and set(chosen) - set(WITHOUT_TEACHER):
+        for name in rows or ():
+            if name not in self.names:
+                raise UserError(f"{self.name} has no row {name!r}; {near(name, self.names)}")
+        chosen = [name for name in self.names if rows is None or name in rows]
+        if TEACHER in self.names and TEACHER not in chosen and any((m := self.method(name)) and m.needs_teacher for name in chosen):
             chosen = [TEACHER, *chosen]
-        return [self._experiment(method, net, scale, seed, repeat) for method in chosen
-                for net in ([1] if method == TEACHER else nets or range(1, self.nets + 1))]
+        return [self.experiment(name, net, scale, seed, repeat) for name in chosen
+                for net in ([1] if self.is_shared(name) else nets or range(1, self.nets + 1))]
 
-    def _experiment(self, method: str, net: int, scale: float, seed: int, repeat: int) -> Experiment:
-        row, teacher = self.row(method), self.teacher
-        external = ExternalTeacher(teacher.weights, teacher.prototxt) if teacher and teacher.weights else None
-        return Experiment(
-            method=method, dataset=self.dataset, student=self.student.resnet, teacher=teacher.resnet if teacher else None, net=net,
-            table=self.name, schedule=self.schedule, options=self.options, tau=self.tau if row.tau is None else row.tau,
-            lambda_=self.lambda_ if row.lambda_ is None else row.lambda_, test_loss=self.test_loss, regressor=self.regressor,
-            hint_pairs=self.hint_pairs,
-            teacher_dataset=teacher.dataset if teacher else None, external_teacher=external, seed=seed,
-            table_seed=self.seed, repeat=repeat, scale=scale)
+    def experiment(self, name: str, net: int = 1, scale: float = 1.0, seed: int = 1, repeat: int = 1) -> Experiment:
+        """One net of one row.  Raises UserError on what does not fit together, and where the table's file of methods is gone."""
+        known = self._known
+        if known is None:
+            raise UserError(f"{self.name}: its file of methods, {self.missing}, is gone; put it there to go on")
+        row = self.row(name)
+        method = known.methods.get(row.method)
+        if method is None:
+            raise UserError(f"method: {row.method!r} is not a method; {near(row.method, list(known.methods))}")
+        s = self._settings(row.set, known)
+        dataset = _dataset(s["dataset"])
+        schedule = built(known.schedule, {**dataclasses.asdict(known.schedules.get(dataset.name, known.schedule())), **s["schedule"]},
+                         "schedule")
+        options = built(known.options, s["options"], "options")
+        student = _learner(s["student"], "student")
+        own = {name: checked(Table.model_fields[name].annotation, s[_alias(name)], _alias(name)) for name in _PLAIN}
+        run = {**own, "table": self.name, "options": options, "seed": seed, "repeat": repeat, "scale": scale}
 
-    def changed(self, *, teacher_depth: int | None = None, student_depth: int | None = None, teacher_weights: Path | None = None,
-                teacher_prototxt: Path | None = None, data: Path | None = None, options: Mapping[str, Any] | None = None) -> Table:
-        """The table with other networks, a teacher or data of one's own, or other options, under a name that says so.
+        def taught_by(learner: Learner | None, pupil: experiment.Network, generation: int) -> Experiment | Trained | None:
+            place = "teacher" + ".teacher" * (generation - 1)
+            if learner is None:
+                return None
+            network = learner.network(place)
+            if learner.weights:
+                return Trained(learner.weights, learner.prototxt, network)
+            trained_by = known.methods.get(learner.method)
+            if trained_by is None:
+                raise UserError(f"{place}.method: {learner.method!r} is not a method; {near(learner.method, list(known.methods))}")
+            longer = dataclasses.replace(schedule, iterations=schedule.teacher_iterations)
+            return Experiment(trained_by, learner.dataset or dataset, network, taught_by(learner.teacher, network, generation + 1),
+                              generation=generation, pupil=pupil, schedule=longer, **{**run, "test_loss": False})
 
-        data     a folder with train_lmdb, test_lmdb and the two mean files (if the table's data set has them)
-        Published numbers are dropped where other networks or data were used.  Raises UserError on what does not fit.
+        network = student.network("student")
+        teacher = taught_by(_learner(s["teacher"], "teacher") if s["teacher"] else None, network, 1)
+        if method.needs_teacher and teacher is None:
+            raise UserError(f"method: {row.method!r} needs a teacher; add one")
+        return Experiment(method, dataset, network, teacher, net=net, row=row.name, schedule=schedule, table_seed=self.seed, **run)
+
+    def _settings(self, changes: Mapping[str, Any], known: Paper) -> dict[str, Any]:
+        """What experiments are made of, with the changes of a row, as YAML has it; the data set by its fields."""
+        settings = self.model_dump(by_alias=True, include={*_OF_AN_EXPERIMENT, "lambda_"})
+        settings["dataset"] = dataclasses.asdict(self.dataset)
+        for name, value in changes.items():
+            settings = changed(settings, self._path(name, known), value)
+        return settings
+
+    def _path(self, name: str, known: Paper) -> tuple[str, ...]:
+        """Where a change acts.  Raises UserError on an unknown name."""
+        if name.startswith("teacher.") and self.teacher is None:
+            raise UserError(f"{name}: there is no teacher to be changed")
+        return path_of(name, {"": [_alias(each) for each in _OF_AN_EXPERIMENT], "options": names_of(known.options),
+                              "schedule": names_of(known.schedule)})
+
+    # -- changing ------------------------------------------------------------------------------------------------------------
+    def changed(self, changes: Mapping[str, Any] | None = None, data: Path | None = None) -> Table:
+        """The table with other values for all rows that do not set them, or on data of one's own, under a name that says so.
+
+        changes    by name, as in a row's `set`
+        data       a folder with train_lmdb, test_lmdb and the two mean files (if the table's data set has them)
+        Published numbers are dropped unless only options, which the paper leaves open, were changed.  Raises UserError on what does not
+        fit.
         """
-        new, name = self.model_dump(by_alias=True), self.name
-        teacher, student = new["teacher"], new["student"]
-        comparable = True
-        if teacher is None and (teacher_depth or teacher_weights):
-            raise UserError(f"{self.name} has no teacher to be changed")
-        if self.teacher and teacher_depth not in (None, self.teacher.depth):
-            teacher["depth"], comparable = teacher_depth, False
-            name += f"-teacher{teacher_depth}"
-        if student_depth not in (None, self.student.depth):
-            student["depth"], comparable = student_depth, False
-            name += f"-student{student_depth}"
-        if teacher_prototxt and not teacher_weights:
+        known = self._known
+        assert known is not None
+        content, name, comparable = self._content(), self.name, True
+        for what, value in (changes or {}).items():
+            path = self._path(what, known)
+            if what != "teacher.prototxt":
+                alone = _validated(changed(self._content(), path, value), self.name, self.name, self._folder)
+                if alone.experiment(ORIGINAL) == self.experiment(ORIGINAL):
+                    continue                                 # it is so already
+                name += f"-{_in_a_name(what, value)}"
+            content = changed(content, path, value)
+            comparable = comparable and path[0] == "options"
+        teacher = content["teacher"] or {}
+        if teacher.get("prototxt") and not teacher.get("weights"):
             raise UserError("a teacher's prototxt was given without its weights: give both, or neither")
-        if teacher_weights:
-            teacher.update(weights=teacher_weights, prototxt=teacher_prototxt, dataset=None)
-            comparable, name = False, f"{name}-{teacher_weights.stem}"
         if data:
-            dataset = dataset_in(data, self.dataset)
-            new["dataset"] = dataclasses.asdict(dataset)
+            dataset = dataset_in(data, _dataset(content["dataset"]))
+            content["dataset"] = dataclasses.asdict(dataset)
             if dataset.name != self.dataset.name:
                 comparable, name = False, f"{name}-{dataset.name}"
-        for option, value in (options or {}).items():
-            if option not in new["options"]:
-                raise UserError(f"there is no option {option!r}; {near(option, list(new['options']))}")
-            if new["options"][option] != value:
-                name += f"-{option}-{value}".replace("_", "-").replace("/", "-")
-        new["options"].update(options or {})
+        if content == self._content():
+            return self
         if not comparable:
-            for network in filter(None, (teacher, student)):
-                network["published"] = None
-            for row in new["rows"]:
-                row.update(published=(), average=None)
-            new["axis"] = None
-        return _validated(new, name, self.name)
+            for learner in filter(None, (content["teacher"], content["student"])):
+                learner["published"] = None
+            for row in content["rows"]:
+                row.update(published=(), average=None, columns={})
+            content["axis"] = None
+        return _validated(content, name, self.name, self._folder)
 
-    def dump(self) -> str:
-        """The table as YAML that `load_table` reads back, however it was made."""
-        content = {"name": self.name, **self.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-                   "schedule": json.loads(json.dumps(dataclasses.asdict(self.schedule)))}
+    def _content(self) -> dict[str, Any]:
+        """What the table is made of, the data set and its schedule by all their fields."""
+        return {**self.model_dump(by_alias=True), "dataset": dataclasses.asdict(self.dataset), "schedule": self._schedule()}
+
+    def _schedule(self) -> dict[str, Any]:
+        """The schedule's fields, those of the data set where the table does not say."""
+        if self._known is None:
+            return self.schedule
+        known = dataclasses.asdict(self._known.schedules.get(self.dataset.name, self._known.schedule()))
+        return {**{name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}, **self.schedule}
+
+    def dump(self, folder: Path) -> str:
+        """The table as YAML that `load_table` reads back from a file in `folder`, however it was made."""
+        content = {"name": self.name, **self.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+        if self.own and self.own.endswith(".py"):
+            content["methods"] = os.path.relpath(self._folder / self.own, folder)
+        content["schedule"] = self._schedule()
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=130)
+
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they were read."""
+        return isinstance(other, Table) and yaml.safe_load(self.dump(Path())) == yaml.safe_load(other.dump(Path()))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _learner(given: Any, place: str) -> Learner:
+    try:
+        return Learner.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{place_of((place, *first['loc']))}: {first['msg']}") from None
+
+
+def _in_a_name(what: str, value: Any) -> str:
+    """What was set, as part of a folder's name: teacher32, my-teacher, lambda-3, shortcut-B."""
+    if what in ("teacher.depth", "student.depth"):
+        return f"{what.partition('.')[0]}{value}"
+    if what == "teacher.weights":
+        return Path(value).stem
+    shown = "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return re.sub(r"[^\w.]+|_", "-", f"{what}-{shown}").replace(".", "-" if "." in what else ".").strip("-")
 
 
 def dataset_in(folder: Path, like: Dataset) -> Dataset:
@@ -297,43 +449,102 @@ def find_table(name: str | Path) -> Table:
     raise UserError(f"there is no table {str(name)!r}; {near(name, table_names())}")
 
 
-def load_table(path: Path) -> Table:
-    """Read and check a table's YAML.  Raises UserError naming the file, the field and, for a misspelt one, the nearest known name."""
+def load_table(path: Path, shown: bool = False) -> Table:
+    """Read and check a table's YAML.  Raises UserError naming the file, the field and, for a misspelt one, the nearest known name.
+
+    shown    it is only to be shown: a file of methods may be gone
+    """
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a table is a YAML mapping with title, source, dataset, student and rows")
-    return _validated(content, str(content.pop("name", path.stem)), str(path))
+    return _validated(content, str(content.pop("name", path.stem)), str(path), path.parent, shown)
 
 
-def _validated(content: dict[str, Any], name: str, where: str) -> Table:
+def _validated(content: dict[str, Any], name: str, where: str, folder: Path, shown: bool = False) -> Table:
     if not re.fullmatch(r"\w[\w.-]{0,150}", name):
         raise UserError(f"{where}: name: '{limits.shown(name)}' cannot name a folder; use letters, digits, '-', '_' and '.', not too many")
     limits.require_all(content, where)
     try:
         table = Table.model_validate(content)
+        table._name, table._folder = name, folder
+        _bind(table, shown)
+        _check(table)
     except ValidationError as error:
         raise UserError(f"{where}: {_sentence(error)}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    table._name = name
     return table
+
+
+def _bind(table: Table, shown: bool) -> None:
+    """Find the paper, and the methods of one's own."""
+    table._known = paper(table.paper)
+    if table.own:
+        try:
+            table._known = table._known.with_own(*own_methods(table.own, table._folder))
+        except UserError:
+            if not shown:
+                raise
+            table._known = None
+
+
+def _check(table: Table) -> None:
+    """What the schema cannot say.  Raises UserError."""
+    if table.metric not in METRICS:
+        raise UserError(f"metric: {table.metric!r} is not a metric; {near(table.metric, list(METRICS))}")
+    taken: set[str] = set()
+    for index, row in enumerate(table.rows):
+        if row.title in taken:
+            raise UserError(f"rows[{index}].method: {row.title!r} is there already; give the row a name of its own")
+        if not re.fullmatch(r"\w[\w.-]*", row.title):
+            raise UserError(f"rows[{index}].name: {row.title!r} cannot name a folder; use letters, digits, '-', '_' and '.'")
+        taken.add(row.title)
+        if row.published and len(row.published) != table.nets_of(row.title):
+            raise UserError(f"rows[{index}].published: {len(row.published)} values for {table.nets_of(row.title)} nets; give one for each")
+        unknown = [column for column in row.columns if column not in table.columns]
+        if unknown:
+            raise UserError(f"rows[{index}].published: the table has no column {unknown[0]!r}; {near(unknown[0], list(table.columns))}")
+        for value in (*row.published, *(number for column in row.columns for number in row.printed(column))):
+            if table.measure.unit == "%" and not 0 <= value <= 100:
+                raise UserError(f"rows[{index}].published: {value:g} is no percentage")
+        _check_experiment(table, row, index)
+    if table._known:
+        table.experiment(ORIGINAL)
+    for kind, claims in (("claims", table.claims), ("orders", table.orders), ("controls", table.controls)):
+        for index, claim in enumerate(claims):
+            if claim.measure == "test loss" and not table.test_loss:
+                raise UserError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
+            for side in (claim.left, claim.right):
+                if side.table is None and side.method not in table.names:
+                    raise UserError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, table.names)}")
+
+
+def _check_experiment(table: Table, row: Row, index: int) -> None:
+    """That the row makes an experiment; UserError says where."""
+    if table._known is None:
+        return
+    try:
+        table._settings(row.set, table._known)
+    except UserError as error:
+        raise UserError(f"rows[{index}].set.{error}") from None
+    try:
+        table.experiment(row.title)
+    except UserError as error:
+        raise UserError(f"rows[{index}].{error}" if str(error).startswith("method:") else f"rows[{index}]: {error}" if row.set else
+                        str(error)) from None
+
+
+def _alias(name: str) -> str:
+    """As YAML calls a field of a table."""
+    return Table.model_fields[name].alias or name
 
 
 def _sentence(error: ValidationError) -> str:
     """The first thing that is wrong: the field as `rows[2].method`, and what to do.  A misspelt field explains one that is missing."""
-    unknown = ("extra_forbidden", "unexpected_keyword_argument")
-    first = min(error.errors(), key=lambda each: each["type"] not in unknown)
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    if first["type"] in unknown:
-        return f"{place}: unknown field; {near(first['loc'][-1], _fields_at(first['loc'][:-1]))}"
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    place = place_of(first["loc"])
+    if first["type"] == "extra_forbidden":
+        kind = Row if first["loc"][0] == "rows" else Table
+        return f"{place}: unknown field; {near(first['loc'][-1], [field.alias or name for name, field in kind.model_fields.items()])}"
     text = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     return f"{place}: {text}" if place else text
-
-
-def _fields_at(place: tuple[int | str, ...]) -> list[str]:
-    """The fields that the part of a table at this place may have."""
-    part: Any = {"teacher": Network, "student": Network, "rows": Row, "schedule": Schedule, "options": Options,
-                 "dataset": Dataset}[str(place[0])] if place else Table
-    if dataclasses.is_dataclass(part):
-        return [field.name for field in dataclasses.fields(part)]
-    return [field.alias or name for name, field in part.model_fields.items()]

@@ -23,12 +23,12 @@ from rich.table import Table as Grid
 from hintkd.backend import read_net as read_prototxt
 from hintkd.errors import StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
-from hintkd.results import probabilities
 from hintkd.run.committed import WEIGHTS, Net, read_nets
 from hintkd.run.executor import run_folders
 from hintkd.run.keys import DATA_PATHS, data_fingerprint, flatten
 from hintkd.run.progress import counted, warn
 from hintkd.run.runner import predictions_of
+from hintkd.study import probabilities
 from hintkd.study.reproduce import Resources
 
 LOOSE_STEPS = 5                             # thousandths between the class probabilities of one net on two machines

@@ -30,16 +30,23 @@ def read_yaml(path: Path) -> Any:
             raise UserError(f"{path} is not a file; name a table's YAML file")
         if path.exists() and path.stat().st_size > LONGEST:
             raise UserError(f"{path} is too large for a table: it has {path.stat().st_size:,} bytes")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(f"{path} cannot be read: {why}; name a table's YAML file") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What a text says in YAML.  Raises UserError with `where` it stands, line and column."""
+    try:
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(f"{path}{place}: not YAML: {problem}") from None
+        raise UserError(f"{where}{place}: not YAML: {problem}") from None
     except RecursionError:
-        raise UserError(f"{path}: lists within lists within lists; a table needs three of them") from None
+        raise UserError(f"{where}: lists within lists within lists; a table needs three of them") from None
     except (ValueError, TypeError, OverflowError) as error:           # a date that does not exist, a number of thousands of digits
-        raise UserError(f"{path}: a value in it cannot be read: {error}") from None
+        raise UserError(f"{where}: a value in it cannot be read: {error}") from None

@@ -169,6 +169,16 @@ def test_nets_of_another_setting_are_not_taken_and_it_is_said_why(clone: Path, c
     assert "the nets of mine in results/weights are not the ones asked for: they were trained with precision fp32" in out
 
 
+def test_kept_weights_serve_in_the_place_of_a_damaged_stage(trained: Path, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(trained / "runs", "runs")
+    (folder,) = {path.parent for path in Path("runs/stages").glob("original-*/result.json")
+                 if path.parent.name.endswith(record("original/net1")["stages"][0]["key"][:12])}
+    damage(str(folder / "predictions.npz"))
+    out = reproduce(capsys)
+    assert f"{folder}/predictions.npz is damaged; the stage's weights in results/weights serve instead" in out
+    assert f"{STAGES} stages, {STAGES} of them finished" in out and not (folder / "result.json").exists()
+
+
 def test_a_damaged_record_is_told_and_its_net_is_trained_again(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = record("original/net2")
     Path("results/measured/mine/original/net2.json").write_text("[]")

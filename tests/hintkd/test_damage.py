@@ -22,8 +22,8 @@ from torchcaffe.data.lmdb_reader import open_database
 
 TABLE = {"title": "Mine", "source": "nobody", "dataset": "digits", "student": {"depth": 8, "widths": [2, 2, 2]}, "nets": 2,
          "teacher": {"depth": 8, "widths": [2, 2, 2], "dataset": "digits-teacher"}, "rows": [{"method": "kd"}],
-         "schedule": {"iterations": 60, "teacher_iterations": 60}}
-COMMAND = ["reproduce", "mine.yaml", "--methods", "kd", "--device", "cpu"]
+         "schedule": {"iterations": 30, "teacher_iterations": 30}}
+COMMAND = ["reproduce", "mine.yaml", "--methods", "kd", "--device", "cpu", "--scale", "2"]    # of scale 1 kept weights would serve instead
 TOPS = ("runs", "results", "data")
 Places, Capture = tuple[Path, Path, Path], pytest.CaptureFixture[str]
 solver = common.solver
@@ -64,7 +64,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pat
 
 def stage_folder(net: int) -> Path:
     """The folder of a net's kd stage."""
-    (record,) = Path("results/measured/mine/kd").glob(f"net{net}.json")
+    (record,) = Path("results/measured/mine-scale2/kd").glob(f"net{net}.json")
     key = json.loads(record.read_text())["stages"][0]["key"]
     return Path(f"runs/stages/kd-{key[:12]}")
 
@@ -135,8 +135,8 @@ def names_of(said: str) -> list[str]:
 FINISHED = ["result.json", "progress.json", "weights.caffemodel", "predictions.npz", "snapshot_iter_60.caffemodel",
             "snapshot_iter_60.solverstate", "snapshot_iter_60.sidecar.json", "key.json", "stage.json", "net.prototxt", "solver.prototxt",
             "init.caffemodel", "log.txt"]
-RESULTS = ["results/measured/mine/kd/net1.json", "results/measured/mine/kd/net1.npz", "runs/requests/mine.json",
-           "runs/requests/mine.yaml", "runs/weights/mine/kd/net1.caffemodel", "runs/weights/mine/kd/net1.prototxt"]
+RESULTS = ["results/measured/mine-scale2/kd/net1.json", "results/measured/mine-scale2/kd/net1.npz", "runs/requests/mine-scale2.json",
+           "runs/requests/mine-scale2.yaml", "runs/weights/mine-scale2/kd/net1.caffemodel", "runs/weights/mine-scale2/kd/net1.prototxt"]
 UNFINISHED = ["progress.json", "snapshot_iter_40.caffemodel", "snapshot_iter_40.solverstate", "snapshot_iter_40.sidecar.json", "key.json",
               "stage.json", "net.prototxt", "solver.prototxt", "init.caffemodel", "log.txt"]
 DATA = ["train_lmdb/data.mdb", "test_lmdb/data.mdb", "train_mean.binaryproto", "test_mean.binaryproto"]
@@ -263,7 +263,7 @@ def test_status_names_what_is_damaged_and_goes_on(places: Places, capsys: Captur
     _, whole, _ = places
     restore(whole)
     harm(stage_folder(1) / "result.json", "flipped")
-    shutil.copy("runs/requests/mine.json", "runs/requests/other.json")
+    shutil.copy("runs/requests/mine-scale2.json", "runs/requests/other.json")
     _, said = run(capsys, "status")
     assert "2 of 3 stages finished" in said and "kd net1 damaged" in " ".join(said.split())
     assert "runs/requests/other.yaml is missing" in said

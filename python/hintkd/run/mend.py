@@ -15,11 +15,13 @@ from pathlib import Path
 
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_sealed
+from hintkd.run.committed import WEIGHTS
 from hintkd.run.runner import Plan, Task, keep_weights, stage_json, write_folder
 from hintkd.stage.group import INPUTS
 from hintkd.stage.program import digests
 
 AGAIN = "the stage is taken up again"
+SPARED = f"the stage's weights in {WEIGHTS} serve instead"
 UNNEEDED = "nothing needs it any more"
 
 
@@ -78,12 +80,13 @@ def cures(task: Task, plan: Plan) -> list[Cure]:
         result = task.result()
     except Damaged as damage:
         if (task.folder / "result.json").exists() or task.weights.exists():
-            return [Cure(str(damage), AGAIN, partial(take_up_again, task))]
+            return [Cure(str(damage), again(task), partial(take_up_again, task))]
         return [_cure(task, name, "it is written again", lambda: None) for name in changed_inputs(task)]
     wrong, final, weights = damages(task), result["weights"], task.weights.name
     has_final = final in result.get("digests", {}) and final not in wrong
     if "predictions.npz" in wrong or (not has_final and (weights in wrong or not task.weights.exists())):
-        return [_cure(task, name, AGAIN, partial(take_up_again, task)) for name in wrong if name in ("predictions.npz", final, weights)]
+        lost = ("predictions.npz", final, weights)
+        return [_cure(task, name, again(task), partial(take_up_again, task)) for name in wrong if name in lost]
     found = []
     for name in wrong:
         if name == weights:
@@ -99,6 +102,11 @@ def cures(task: Task, plan: Plan) -> list[Cure]:
 
 def _cure(task: Task, name: str, then: str, act: Callable[[], None]) -> Cure:
     return Cure(f"{task.folder / name} {fault(task.folder / name)}", then, act)
+
+
+def again(task: Task) -> str:
+    """What becomes of a stage that is finished no more, in words."""
+    return SPARED if task.recorded and task.recorded.weights else AGAIN
 
 
 def take_up_again(task: Task) -> None:
@@ -150,7 +158,7 @@ def adopt(task: Task, tell: Callable[[str], None]) -> None:
         if (task.folder / "predictions.npz").exists():
             task.predictions()
     except UserError as damage:
-        tell(f"{damage}; {AGAIN}")
+        tell(f"{damage}; {again(task)}")
         take_up_again(task)
         return
     write_sealed(task.folder / "result.json", {**task.result(), "digests": digests(str(task.folder))})

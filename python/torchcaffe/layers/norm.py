@@ -63,7 +63,7 @@ class BatchNorm(Layer):
         mean, variance, factor = (p.detach() for p in self.params)
         count = x.numel() // self.channels
         if self.batch and x.device.type == "cuda":           # its kernels leave the statistics where they are collected
-            y = torch.native_batch_norm(x, weight, bias, *self.batch, True, 1.0, self.eps)[0]
+            y = torch.batch_norm(x, weight, bias, *self.batch, True, 1.0, self.eps, True)
             if count == 1:                                   # one value per channel: 0 / 0 there, 0 in Caffe
                 self.batch[1].data.zero_()                   # unseen by autograd, which keeps it for gradients by stored statistics
             return y.relu_() if relu else y

@@ -18,8 +18,8 @@ layer { name: "bn" type: "BatchNorm" bottom: "ip" top: "bn" batch_norm_param { m
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "bn" bottom: "label" top: "loss" }"""
 
 
-def train(path, iterations, kind=torch.float32, classes=10):
-    with caffe.number_type(kind):
+def train(path, iterations, classes=10):
+    with caffe.number_type(torch.float64):
         solver = caffe.get_solver(path)
     solver.fast = True
     feed(solver.net, classes=classes)
@@ -35,13 +35,13 @@ def together(monkeypatch):
 
 def is_equal(one, other):
     a, b = parameters(one.net), parameters(other.net)
-    return all(np.array_equal(a[k], b[k]) for k in a)
+    return all(np.allclose(a[k], b[k], rtol=1e-12, atol=1e-14) for k in a)
 
 
 @pytest.mark.parametrize(("text", "changes"), [
     (resnet8(), {}), (resnet8().replace('type: "BatchNorm"', 'type: "BatchNorm" batch_norm_param { moving_average_fraction: 0.9 }', 3),
                       {"iter_size": 2}), (FULLY, {}), (FULLY.replace("dim: 4", "dim: 1"), {})])
-def test_they_are_the_same_bytes(tmp_path, together, text, changes):
+def test_they_are_the_same_numbers(tmp_path, together, text, changes):
     path = write_solver(tmp_path, text, **changes)
     plain = train(path, 4, classes=5)
     together()

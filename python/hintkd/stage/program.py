@@ -34,6 +34,7 @@ from hintkd.files import read_sealed, sha256_of, write_json, write_sealed, writt
 from hintkd.stage.group import KEPT, Member, begin, now, prune, remove, snapshot
 from hintkd.stage.log import START_LINE, parse
 
+IN_A_ROW = 50                               # iterations that are timed together on a GPU, where a call of step() waits for it many times
 FAILURE = "failure.json"                    # why the stage failed when it was last tried
 UNSIGNED = ("lock", "result.json", FAILURE)     # files whose digests a result does not hold
 AGAIN = "give the same command again, which writes it again"
@@ -162,12 +163,13 @@ def probe(members: list[Member]) -> list[dict[str, Any]]:
     """Train a few iterations and test once or twice, for the time these take; nothing is kept."""
     (member,) = members
     stage, caffe = member.stage, prepare(member.stage)
+    count = IN_A_ROW if stage["device"] == "gpu" else 1
 
     def iterations(most: int = 100) -> list[float]:
-        """What each takes, behind the first two."""
+        """What one takes, behind the first two, in each of several calls."""
         member.build(caffe)
         advance(member.solver, 2)
-        return timed(lambda: advance(member.solver, 1), stage["seconds"], most)
+        return [seconds / count for seconds in timed(lambda: advance(member.solver, count), stage["seconds"], most)]
     train_s = iterations()
     solver, remembered = member.solver, None
     memory = getattr(solver, "memory", None)

@@ -40,17 +40,27 @@ PAGE = ROOT / "docs/performance.md"
 BATCH = 128
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}       # as torchcaffe sets them, for the processes that measure
 WIDE = (64, 128, 256)
+MEAN, SCALE = 128, 1 / 64                                               # of images of bytes
 EXPERIMENT = Experiment(kd, DATASETS["cifar10"], ResNet(14), options=Options(mean="none"), tau=handwritten.TAU, lambda_=handwritten.LAMBDA)
 
 
 # -- nets --------------------------------------------------------------------------------------------------------------------
-def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BATCH) -> caffe_pb2.NetParameter:
-    """The training net of a ResNet, alone or under a teacher, fed by Input layers "data" and "label"."""
+def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BATCH, folder: Path | None = None) -> caffe_pb2.NetParameter:
+    """The training net of a ResNet, alone or under a teacher, fed by Input layers "data" and "label", or with the same from `folder`.
+
+    There an LMDB is written of the one batch, which a GPU keeps: from Input layers, which a script may write, it fetches every batch.
+    """
     x = replace(EXPERIMENT, student=student, teacher=teacher and Trained(Path("teacher.caffemodel"), network=teacher))
     whole = nets.kd_net(x, iterations=1000) if teacher else nets.plain_net(x)
     net = caffe_pb2.NetParameter(name=whole.name)
-    net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [batch, *x.dataset.shape]}]})
-    net.layer.add(name="label", type="Input", top=["label"], input_param={"shape": [{"dim": [batch]}]})
+    if folder:
+        split = Split(*record_bytes(batch))
+        write_dataset(folder / "batch", {"train": split, "test": split}, split.mean(), {"dataset": "noise"}, silent)
+        net.layer.add(name="data", type="Data", top=["data", "label"], transform_param={"mean_value": [MEAN], "scale": SCALE},
+                      data_param={"source": str(folder / "batch/train_lmdb"), "backend": "LMDB", "batch_size": batch})
+    else:
+        net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [batch, *x.dataset.shape]}]})
+        net.layer.add(name="label", type="Input", top=["label"], input_param={"shape": [{"dim": [batch]}]})
     net.layer.extend(layer for layer in whole.layer if layer.type != "Data")
     return net
 
@@ -81,15 +91,37 @@ def solver(net: caffe_pb2.NetParameter, folder: Path, fast: bool = True, compile
     return result
 
 
-def records(batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
-    """Noise images (batch, 3, 32, 32) and labels (batch), the same each time."""
+def record_bytes(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise images (batch, 3, 32, 32) of bytes and labels (batch), the same each time."""
     random = np.random.default_rng(0)
-    return random.standard_normal((batch, 3, 32, 32), np.float32), random.integers(0, 10, batch).astype(np.float32)
+    return random.integers(0, 256, (batch, 3, 32, 32), np.uint8), random.integers(0, 10, batch).astype(np.int32)
+
+
+def records(batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
+    """The same as a net sees them: numbers from -2 to 2."""
+    images, labels = record_bytes(batch)
+    return (images.astype(np.float32) - MEAN) * SCALE, labels.astype(np.float32)
 
 
 def feed(net: Any) -> None:
-    """Fill the Input layers."""
-    net.blobs["data"].data[...], net.blobs["label"].data[...] = records(net.blobs["data"].shape[0])
+    """Fill the Input layers, if there are any."""
+    if net.inputs:
+        net.blobs["data"].data[...], net.blobs["label"].data[...] = records(net.blobs["data"].shape[0])
+
+
+def require_recorded(trained: Any) -> None:
+    """End the program where a GPU does not replay a solver's iterations: what was measured would be something else."""
+    if on_gpu() and not trained.is_recorded:
+        sys.exit("the iterations are not replayed from a recording; the log says why, with GLOG_minloglevel=1")
+
+
+def together(solvers: list[Any]) -> Any:
+    """The solvers as a group that has made one iteration, on a GPU from a recording."""
+    group = caffe.Together(solvers)
+    group.step(1)
+    if on_gpu() and (group.replay is None or group.replay.graph is None):
+        sys.exit("the group's iterations are not replayed from a recording; the log says why, with GLOG_minloglevel=1")
+    return group
 
 
 def activation_bytes(net: Any) -> dict[str, int]:
@@ -132,6 +164,7 @@ def _summing_operations(_: list[int], *convolution: Any, **more: Any) -> int:
 # The convolutions of torchcaffe/step/folding.py, which torch's counter does not know.
 FUSED = {torch.ops.mkldnn._convolution_pointwise: _fused_operations,
          torch.ops.mkldnn._convolution_pointwise_: _summing_operations} if torch.backends.mkldnn.is_available() else {}
+FUSED |= {torch.ops.aten.cudnn_convolution_relu: _fused_operations, torch.ops.aten.cudnn_convolution_add_relu: _fused_operations}
 
 
 def operations(function: Callable[[], object]) -> dict[str, float]:
@@ -141,6 +174,14 @@ def operations(function: Callable[[], object]) -> dict[str, float]:
     found = {"conv": 0.0, "sgemm": 0.0}
     for operator, count in counter.get_flop_counts()["Global"].items():
         found["conv" if "conv" in str(operator) else "sgemm"] += count
+    return found
+
+
+def operations_of(trained: Any) -> dict[str, float]:
+    """Those of an iteration of a solver, led by the host: a recording that is replayed calls nothing that could be counted."""
+    before, trained.replay = trained.replay, False
+    found = operations(lambda: trained.step(1))
+    trained.replay = before
     return found
 
 

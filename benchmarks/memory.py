@@ -78,6 +78,8 @@ def peak(name: str, way: str) -> dict[str, int]:
     start_watching()
     for _ in range(ITERATIONS):
         step()
+    if way == "step":
+        common.require_recorded(trained)
     return {**result, "peak": highest() - before}
 
 

@@ -23,7 +23,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import common
-import torchcaffe as caffe
 from hintkd.nets.resnet import ResNet
 
 DEPTHS, FACTORS, BATCHES, STUDENTS = (1, 2, 3, 5, 9, 18), (1, 2, 4, 8), (16, 32, 64, 128, 256, 512, 1024), (1, 2, 4, 8)
@@ -32,44 +31,45 @@ BAR = 1.15                                                   # growth beyond the
 SHARING_SECONDS = 10
 
 
-def points(axis: str) -> Iterator[tuple[str, Callable[[Path], tuple[Callable[[], object], float]]]]:
-    """The points of an axis: a name, and what makes in a folder an iteration and the bytes that it moves at least."""
-    def one(student: ResNet, batch: int = common.BATCH) -> Callable[[Path], tuple[Callable[[], object], float]]:
-        def make(folder: Path) -> tuple[Callable[[], object], float]:
-            trained = common.solver(common.net_message(student, batch=batch), folder)
-            common.feed(trained.net)
-            return lambda: trained.step(1), common.traffic(trained.net)
-        return make
-
-    def several(count: int) -> Callable[[Path], tuple[Callable[[], object], float]]:
-        def make(folder: Path) -> tuple[Callable[[], object], float]:
-            solvers = [common.solver(common.net_message(ResNet(14), ResNet(26)), folder) for _ in range(count)]
-            for trained in solvers:
-                common.feed(trained.net)
-            together = caffe.Together(solvers)
-            return lambda: together.step(1), sum(common.traffic(trained.net) for trained in solvers)
+def points(axis: str) -> Iterator[tuple[str, int, Callable[[Path], Any]]]:
+    """The points of an axis: a name, how many solvers train together, and what makes one of them in a folder."""
+    def trained(student: ResNet, teacher: ResNet | None = None, batch: int = common.BATCH) -> Callable[[Path], Any]:
+        def make(folder: Path) -> Any:
+            made = common.solver(common.net_message(student, teacher, batch, folder if common.on_gpu() else None), folder)
+            common.feed(made.net)
+            return made
         return make
     if axis == "depth":
-        yield from ((f"n = {n}: ResNet-{6 * n + 2}", one(ResNet(6 * n + 2))) for n in DEPTHS)
+        yield from ((f"n = {n}: ResNet-{6 * n + 2}", 1, trained(ResNet(6 * n + 2))) for n in DEPTHS)
     elif axis == "width":
-        yield from ((f"x{k}: {{{16 * k}, {32 * k}, {64 * k}}}", one(ResNet(8, (16 * k, 32 * k, 64 * k)))) for k in FACTORS)
+        yield from ((f"x{k}: {{{16 * k}, {32 * k}, {64 * k}}}", 1, trained(ResNet(8, (16 * k, 32 * k, 64 * k)))) for k in FACTORS)
     elif axis == "batch":
-        yield from ((str(batch), one(ResNet(8), batch)) for batch in BATCHES)
+        yield from ((str(batch), 1, trained(ResNet(8), batch=batch)) for batch in BATCHES)
     else:
-        yield from ((str(count), several(count)) for count in STUDENTS)
+        yield from ((str(count), count, trained(ResNet(14), ResNet(26))) for count in STUDENTS)
 
 
 def measure(axis: str, turns: int) -> list[dict[str, Any]]:
     """Milliseconds per iteration at each point, its operations and its bytes."""
     found = []
-    for name, make in points(axis):
+    for name, count, make in points(axis):
         with TemporaryDirectory() as folder:
-            step, moved = make(Path(folder))
-            work = common.operations(step)
-            common.seconds(step)
-            found.append({"point": name, "operations": work, "moved": moved, "ms": [1e3 * common.seconds(step) for _ in range(turns)]})
+            found.append({"point": name, **measure_point([make(Path(folder)) for _ in range(count)], turns)})
         common.progress(f"  {axis} {name}: {median(found[-1]['ms']):.1f} ms")
     return found
+
+
+def measure_point(solvers: list[Any], turns: int) -> dict[str, Any]:
+    """The same at one point, for solvers that train together or one alone."""
+    work = [common.operations_of(trained) for trained in solvers]
+    moved, first = sum(common.traffic(trained.net) for trained in solvers), solvers[0]
+    step = first.step if len(solvers) == 1 else common.together(solvers).step
+    step(1)
+    if len(solvers) == 1:
+        common.require_recorded(first)
+    times = 100 if common.on_gpu() else 1
+    return {"operations": {kind: sum(each[kind] for each in work) for kind in work[0]}, "moved": moved,
+            "ms": [1e3 * common.seconds(lambda: step(times)) / times for _ in range(turns)]}
 
 
 # -- sharing the cores -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ TITLES = {"resnet8": "ResNet-8", "resnet8-wide": "ResNet-8 {64, 128, 256}", "res
 WAYS = {"hand": "by hand", "step": "step", "hand-compiled": "by hand, compiled", "compiled": "step, compiled", "layers": "layer by layer",
         "looked": "layer by layer, all blobs looked at", "caffe": "real Caffe"}
 SLOW = {"layers", "looked", "caffe"}                         # not measured on the wide net unless asked for
-ITERATIONS = {"resnet8-wide": 1}                             # in a turn; 2 of the other nets
+WHOLE = {"hand", "step", "hand-compiled", "compiled"}        # ways that run an iteration as one function
 KD = "resnet14-kd"
 # (way, what it is compared with, net or None for all) -> at most so many times
 BARS = {("step", "hand", "resnet8"): 1.0, ("step", "hand", "resnet8-wide"): 1.0, ("step", "hand", KD): 0.95,
@@ -51,17 +51,29 @@ BARS = {("step", "hand", "resnet8"): 1.0, ("step", "hand", "resnet8-wide"): 1.0,
 SHARE_BAR, DATA_BAR = 0.55, 0.05
 
 
-# -- the ways ----------------------------------------------------------------------------------------------------------------
-def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executable) -> dict[str, Callable[[int], float]]:
-    """For each way wanted a function that trains for so many iterations and returns the seconds of one, each with a net of its own."""
-    student, teacher = NETS[name]
-    message = common.net_message(student, teacher)
-    images, labels = common.records()
+def iterations(name: str, way: str) -> int:
+    """How many in a turn: on a GPU so many that what a call costs besides, which training pays once in thousands, does not count."""
+    if common.on_gpu():
+        return 200 if way in WHOLE else 10
+    return 1 if name == "resnet8-wide" else 2
 
-    def caffe_step(fast: bool, compiled: bool = False) -> Any:
-        made = common.solver(message, folder, fast, compiled)
-        common.feed(made.net)
-        return made
+
+# -- the ways ----------------------------------------------------------------------------------------------------------------
+def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executable) -> tuple[dict[str, Callable[[int], float]],
+                                                                                            dict[str, Any]]:
+    """For each way wanted a function that trains for so many iterations and returns the seconds of one, each with a net of its own.
+
+    Beside them, by way, the solvers of those that have one.
+    """
+    student, teacher = NETS[name]
+    message = common.net_message(student, teacher, folder=folder if common.on_gpu() else None)
+    images, labels = common.records()
+    solvers: dict[str, Any] = {}
+
+    def caffe_step(way: str, fast: bool, compiled: bool = False) -> Any:
+        solvers[way] = common.solver(message, folder, fast, compiled)
+        common.feed(solvers[way].net)
+        return solvers[way]
 
     def by_hand(compiled: bool = False) -> Callable[[], torch.Tensor]:
         mine = handwritten.ResNet(student.depth, student.widths)
@@ -73,7 +85,7 @@ def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executabl
         return handwritten.training_step(mine, theirs, torch.from_numpy(images).to(device), torch.from_numpy(labels).long().to(device),
                                          compiled)
 
-    first = caffe_step(fast=True)
+    first = caffe_step("first", fast=True)
     check, loss = by_hand(), nets.KD_LOSS if teacher else "loss"
     made: dict[str, Callable[[int], object]] = {}
     made["hand"] = repeated(by_hand())
@@ -84,15 +96,15 @@ def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executabl
         np.testing.assert_allclose(first.net.blobs[loss].data.item(), check().item(), rtol=1e-3)      # it is the same net
     for way, compiled in {"step": False, "compiled": True}.items():
         if way in wanted:
-            made[way] = caffe_step(fast=True, compiled=compiled).step           # as the training programs call it
+            made[way] = caffe_step(way, fast=True, compiled=compiled).step      # as the training programs call it
     if "layers" in wanted:
-        made["layers"] = repeated(partial(caffe_step(fast=False).step, 1))      # as scripts do
+        made["layers"] = repeated(partial(caffe_step("layers", fast=False).step, 1))        # as scripts do
     if "looked" in wanted:
-        made["looked"] = repeated(looking(caffe_step(fast=False)))
+        made["looked"] = repeated(looking(caffe_step("looked", fast=False)))
     timed: dict[str, Callable[[int], float]] = {way: partial(seconds_of_one, function) for way, function in made.items()}
     if "caffe" in wanted:
         timed["caffe"] = real_caffe(folder, images, labels, python)
-    return {way: timed[way] for way in WAYS if way in timed}
+    return {way: timed[way] for way in WAYS if way in timed}, solvers
 
 
 def repeated(function: Callable[[], object]) -> Callable[[int], None]:
@@ -182,19 +194,20 @@ def impossible(device: str, python: str = sys.executable) -> dict[str, str]:
 def measure_net(name: str, wanted: list[str], pairs: int, python: str = sys.executable) -> dict[str, Any]:
     """Milliseconds per iteration of the ways and operations per second of the rates, `pairs` of each, and the net's operations."""
     with TemporaryDirectory() as folder:
-        functions = ways(name, Path(folder), wanted, python)
+        functions, solvers = ways(name, Path(folder), wanted, python)
         for way, function in functions.items():
             common.progress(f"  {TITLES[name]}: {WAYS[way]}")
             function(3)
+            if way in WHOLE & solvers.keys():
+                common.require_recorded(solvers[way])
         net = common.solver(common.net_message(*NETS[name]), Path(folder)).net
         moved, work = common.traffic(net), common.operations(lambda: functions["hand"](1))
         known = {rate: found for rate, found in common.rates().items() if rate != "copy"}
         order, ms, measured = list(functions), {way: list[float]() for way in functions}, {rate: list[float]() for rate in known}
-        times = ITERATIONS.get(name, 2)
         for turn in range(pairs):
             order.append(order.pop(0))                       # another one comes first each time
             for way in order:
-                ms[way].append(1e3 * functions[way](times))
+                ms[way].append(1e3 * functions[way](iterations(name, way)))
             for rate, (function, amount) in known.items():
                 measured[rate].append(amount / seconds(function, times=3))
             if turn % 10 == 9:
@@ -322,6 +335,8 @@ def data_rows(run: dict[str, Any]) -> Iterator[list[str]]:
 def markdown(result: dict[str, Any]) -> str:
     """The measurement as tables and text."""
     runs = result["runs"]
+    turns = ("200 iterations from records on the device (10 layer by layer)" if result["device"] == "gpu"
+             else "two iterations (one of the wide net)")
     data, pairs = [row for run in runs for row in data_rows(run)], runs[0]["pairs"]
     convolutions = [row for run in runs for row in convolution_rows(run)]
     missing = sorted({f"Not measured: {WAYS[way]}, because {why}." for run in runs for way, why in run["missing"].items()})
@@ -335,7 +350,7 @@ def markdown(result: dict[str, Any]) -> str:
         *([common.table(["threads", "records", "data layer's share of a ResNet-8's iteration: median (quartiles)", "bar"], *data)]
           if data else []),
         common.rate_table(result), *(f"{line}\n" for line in missing),
-        common.evidence(result, f"{pairs} turns of two iterations (one of the wide net), batch {BATCH} of 3x32x32, float32")])
+        common.evidence(result, f"{pairs} turns of {turns}, batch {BATCH} of 3x32x32, float32")])
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

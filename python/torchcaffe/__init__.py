@@ -44,9 +44,7 @@ from torchcaffe.net import TEST, TRAIN
 from torchcaffe.net_spec import NetSpec, params, to_proto
 from torchcaffe.settings import number_type, set_precision, set_threads
 from torchcaffe.train.together import Together, solve_together
-
-NUMERIC = 3                                             # raised when the same run would give other bytes
-ENGINE = f"torchcaffe {__version__} numeric {NUMERIC}"
+from torchcaffe.version import ENGINE, NUMERIC
 
 __all__ = [
     "ENGINE",

@@ -19,7 +19,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from torchcaffe import ENGINE, settings
+from torchcaffe import settings
 from torchcaffe.errors import CaffeError, sentence
 from torchcaffe.export import export
 from torchcaffe.glog import info
@@ -42,6 +42,7 @@ from torchcaffe.train.launch import Group, obey
 from torchcaffe.train.parallel import NCCL
 from torchcaffe.train.solver import Solver, snapshot_problem
 from torchcaffe.train.solver_types import get_solver
+from torchcaffe.version import ENGINE
 
 SOURCE = "caffe.cpp:0"
 BUILDERS = ("train", "test", "time", "export", "extract_features", "summary", "check")     # commands that build nets

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,17 +24,27 @@ from torch import Tensor
 from torchcaffe import glog
 from torchcaffe.data.lmdb_reader import open_database
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph.build import Graph
+from torchcaffe.net import Net
 from torchcaffe.step import frontier
-from torchcaffe.step.operations import Operation
+from torchcaffe.step.operations import Operation, Tops
 from torchcaffe.step.table import WORD, Damaged, Table
-
-if TYPE_CHECKING:
-    from torchcaffe.step.program import Program
+from torchcaffe.version import ENGINE
 
 LIMIT = 4 * 2**30                           # bytes of a file; what is larger is not remembered
 AHEAD = 128                                 # how many passes ahead a batch may take its inputs from
 CHUNK = 64 * 2**20                          # bytes that are moved to a device at a time
 ENTRIES = "the numbers of the inputs"       # among a pass's tops, which have names without blanks
+
+
+class Program(Protocol):
+    """As much of a program (program.py) as a memory needs."""
+    net: Net
+    graph: Graph
+    at_rest: Set[int] | None
+    operations: list[Operation]
+
+    def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops: ...
 
 
 @dataclass(frozen=True)
@@ -230,7 +240,6 @@ class Remembered:
 
     def _key(self, identity: str) -> dict[str, object]:
         """All that decides the bytes of a row."""
-        from torchcaffe import ENGINE
         context = self.program.net.context
         cuda = self.device.type == "cuda"
         return {"engine": ENGINE, "torch": torch.__version__, "precision": context.precision, "dtype": str(context.dtype),

@@ -20,7 +20,6 @@ from torchcaffe._caffe import (
     RMSPropSolver,
     SGDSolver,
     Timer,
-    __version__,
     get_solver,
     has_nccl,
     init_log,
@@ -45,6 +44,7 @@ from torchcaffe.net_spec import NetSpec, params, to_proto
 from torchcaffe.settings import number_type, set_precision, set_threads
 from torchcaffe.train.together import Together, solve_together
 from torchcaffe.version import ENGINE, NUMERIC
+from torchcaffe.version import __version__ as __version__
 
 __all__ = [
     "ENGINE",

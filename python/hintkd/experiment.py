@@ -91,12 +91,14 @@ class Taps:
     preacts    what the last ReLU of each stage is given; () unless the network was written so that they can be read
     pooled     the features after the global pooling
     logits     the class scores
+    stem       the blob below the first stage; "" where a network has none of its own
     """
     modules: tuple[str, ...]
     stages: tuple[str, ...]
     preacts: tuple[str, ...]
     pooled: str
     logits: str
+    stem: str = ""
 
 
 class Network(Protocol):

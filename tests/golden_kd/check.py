@@ -26,6 +26,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1] / "python")]
 
 import losses  # noqa: E402  the path has to be there first
+import networks  # noqa: E402
 
 OUTCOMES = ("agree", "differ", "not for this runner")
 
@@ -46,7 +47,7 @@ def compare(found: dict[str, np.ndarray], arrays: dict[str, np.ndarray], case: d
     """Every expected array by the rules of README.md.  Raises Mismatch."""
     wide = dtype == "float64"
     for key, want in arrays.items():
-        if key.split("/")[0] not in ("out", "grad", "after") or (case["quirk"] and key.startswith("grad/")):
+        if key.split("/")[0] not in ("out", "grad", "after", "eval", "train") or (case["quirk"] and key.startswith("grad/")):
             continue
         if key not in found:
             raise Mismatch(f"{key} is not computed")
@@ -60,7 +61,8 @@ def compare(found: dict[str, np.ndarray], arrays: dict[str, np.ndarray], case: d
             want, allowed = np.zeros(want.shape), np.full(want.shape, case["zero64"] if wide else case["zero32"])
         else:
             tolerance = case["tol64"] if wide else case["tol32_of"].get(key, case["tol32"])
-            allowed = np.full(want.shape, tolerance * np.abs(want).max(initial=0))
+            largest = np.abs(want).max(initial=0)
+            allowed = tolerance * (np.abs(want) + 1e-4 * largest if key.endswith("grad_norm") else np.full(want.shape, largest))
         away = np.abs(got - want)
         if not (away <= allowed).all():
             i = np.unravel_index(np.argmax(away - allowed), away.shape)
@@ -70,13 +72,21 @@ def compare(found: dict[str, np.ndarray], arrays: dict[str, np.ndarray], case: d
 
 def run(folder: Path, dtype: str) -> str | None:
     """Compute one case; the outcome.  Raises Mismatch, or what the project raises."""
-    case = json.loads((folder / "case.json").read_text())
-    if case["family"] != "losses" or case["method"] not in (*losses.METHODS, "CRD"):
+    case, arrays, kind = json.loads((folder / "case.json").read_text()), load(folder / "data.npz"), getattr(torch, dtype)
+    if case["family"] == "losses" and case["method"] in (*losses.METHODS, "CRD"):
+        found = losses.results(case["method"], case["hyper"], arrays, kind)
+    elif case["family"] == "nets" and networks.knows(case["net"]):
+        images = load(folder.parent / "images.npz")
+        found = networks.results(case, next(iter(images.values())), kind)
+    else:
         return None
-    with np.load(folder / "data.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    compare(losses.results(case["method"], case["hyper"], arrays, getattr(torch, dtype)), arrays, case, dtype)
+    compare(found, arrays, case, dtype)
     return "agree"
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
 
 
 def check(root: Path, dtype: str, only: list[str], verbose: bool) -> int:

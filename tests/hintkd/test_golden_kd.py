@@ -35,12 +35,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
-CASES = [case["case"] for case in json.loads((HERE / "list.json").read_text()) if case["family"] == "losses"]
+CASES, NETS = ([case["case"] for case in json.loads((HERE / "list.json").read_text()) if case["family"] == family]
+               for family in ("losses", "nets"))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_loss_is_the_authors(root: Path, case: str, dtype: str) -> None:
+    assert check.run(root / case, dtype) == "agree"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("case", NETS)
+def test_a_network_is_the_authors(root: Path, case: str, dtype: str) -> None:
     assert check.run(root / case, dtype) == "agree"
 
 

@@ -7,8 +7,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hintkd.experiment import Network
+from hintkd.nets.basic_resnet import BasicResNet, DeepResNet
+from hintkd.nets.mobilenet import MobileNetV2
 from hintkd.nets.resnet import ResNet
+from hintkd.nets.shufflenet import ShuffleV1, ShuffleV2
+from hintkd.nets.vgg import VGG
+from hintkd.nets.wide_resnet import WideResNet
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet": ResNet,
+    "basic-resnet": BasicResNet,
+    "deep-resnet": DeepResNet,
+    "wrn": WideResNet,
+    "vgg": VGG,
+    "mobilenet-v2": MobileNetV2,
+    "shufflenet-v1": ShuffleV1,
+    "shufflenet-v2": ShuffleV2,
 }

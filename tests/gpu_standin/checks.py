@@ -26,7 +26,7 @@ import tiny_data
 import torchcaffe as caffe
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.experiment import Dataset
-from hintkd.methods.hint_2019 import stages_of
+from hintkd.methods.method import stages_of
 from hintkd.nets import stages as nets
 from hintkd.stage import program
 from hintkd.study.table import find_table, table_names

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ def test_a_cluster_runs_a_plan_and_progress_is_seen(workspace: Path, two: Machin
 
 
 def test_a_stage_that_fails_stops_only_what_starts_from_it(workspace: Path, two: Machines) -> None:
-    bad = replace(chain("bad")[0], solver=tiny.solver(lr=1e30))
+    bad = Stage.solve("bad", tiny.net(), tiny.solver(lr=1e30))
     (other,) = chain("other", seed=2)
     with Cluster(two.address, jobs=1) as cluster:
         assert cluster.slots == 1

@@ -10,6 +10,7 @@ import pytest
 
 import browser
 import synthetic
+from hintkd.methods.method import Line
 from hintkd.results import html
 from hintkd.results.measured import Judgement, read_groups
 from hintkd.results.report import MEASURED
@@ -135,7 +136,7 @@ def test_numbers_that_are_small_have_no_sign():
 
 def test_what_is_written_in_a_figure_is_not_rounded():
     svg = pytest.importorskip("hintkd.results.svg", reason="matplotlib is not installed", exc_type=ImportError)
-    text = svg.curves("salt", "at scale 0.005", {"kd": [[(0, 6.125), (100, 6.1249)]]}, "loss < 6.125")
+    text = svg.curves("salt", "at scale 0.005", {"kd": [[(0, 6.125), (100, 6.1249)]]}, {"kd": Line("#E69F00")}, "loss < 6.125")
     assert 'aria-label="at scale 0.005"' in text and ">loss &lt; 6.125</text>" in text
     assert not re.search(r'[xy]="-?\d+\.\d{3}', text)
 
@@ -146,7 +147,7 @@ def test_what_a_table_says_is_text_and_not_markup(tmp_path):
         "notes": ["`a < b` is *so*"]}))
     table = load_table(tmp_path / "mine.yaml")
     synthetic.measure(tmp_path, table, {"original": [90.0, 91.0, 92.0]})
-    (tmp_path / "results/measured/mine/table.yaml").write_text(table.dump())
+    (tmp_path / "results/measured/mine/table.yaml").write_text(table.dump(tmp_path / "results/measured/mine"))
     text = html.write_page(tmp_path).read_text()
     assert "<b>" not in text and "&lt;b&gt;Mine&lt;/b&gt;" in text and "nobody &amp; co" in text
     assert "<code>a &lt; b</code> is <em>so</em>" in text

@@ -31,9 +31,9 @@ def kd_net(weight: float = 1) -> caffe_pb2.NetParameter:
 
 def stages(teacher_seed: int = 1, iterations: int = 60) -> list[Stage]:
     """A teacher and three stages under it, whose nets differ in a loss weight."""
-    teacher = Stage("teacher", tiny.net(), tiny.solver(teacher_seed))
+    teacher = Stage.solve("teacher", tiny.net(), tiny.solver(teacher_seed))
     source = (Weights(teacher, prefix="teacher/", layers=("hidden",)),)
-    return [teacher, *(Stage("kd", kd_net(weight), tiny.solver(seed, iterations), source, ("teacher/",))
+    return [teacher, *(Stage.solve("kd", kd_net(weight), tiny.solver(seed, iterations), source, ("teacher/",))
                        for seed, weight in ((2, 1), (3, 1), (4, 0.5)))]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import torchcaffe
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
-from hintkd.methods.hint_2019 import stages_of
+from hintkd.methods.method import stages_of
 from hintkd.methods.stage import Stage
 from hintkd.seeds import NETS, REPEATS, ROLES, SEEDS, TABLE_SEEDS, role_seed
 from hintkd.study.table import find_table, table_names
@@ -45,7 +45,7 @@ def test_numbers_without_room_are_refused(wrong, complaint):
 def fed(stage: Stage) -> caffe_pb2.NetParameter:
     """The stage's net in TRAIN, with inputs in the place of records, cut above the last layer with weights of its own."""
     net = caffe_pb2.NetParameter()
-    for layer in stage.net.layer:
+    for layer in stage.only.net.layer:
         if layer.type == "Data" and layer.include[0].phase == caffe_pb2.TRAIN:
             channels, size = (1, 28) if "mnist" in layer.data_param.source else (3, 32)
             net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [1, channels, size, size]}]})
@@ -58,7 +58,7 @@ def drawn(stage: Stage, folder: Path) -> dict[str, str]:
     """Layer -> digest of the random weights that it learns from, of the layers that the stage does not take over from another."""
     path = folder / "net.prototxt"
     path.write_text(write_text(fed(stage)))
-    torchcaffe.set_random_seed(stage.solver.random_seed)
+    torchcaffe.set_random_seed(stage.only.solver.random_seed)
     net = torchcaffe.Net(str(path), torchcaffe.TRAIN)
     return {name: hashlib.sha256(blobs[0].data.tobytes()).hexdigest() for name, blobs in net.params.items()
             if not name.startswith("teacher/") and blobs[0].data.std() > 0}
@@ -70,11 +70,11 @@ def test_no_net_of_any_table_begins_with_the_weights_of_another_role(tmp_path):
     seen: dict[str, set[int]] = defaultdict(set)
     built: set[tuple[int, str]] = set()
     for stage in stages:
-        weights = (stage.solver.random_seed, hashlib.sha256(write_text(fed(stage)).encode()).hexdigest())
+        weights = (stage.only.solver.random_seed, hashlib.sha256(write_text(fed(stage)).encode()).hexdigest())
         if weights not in built:
             built.add(weights)
             for digest in drawn(stage, tmp_path).values():
-                seen[digest].add(stage.solver.random_seed)
+                seen[digest].add(stage.only.solver.random_seed)
     assert len(built) > 50
     assert [seeds for seeds in seen.values() if len(seeds) > 1] == []
 
@@ -82,5 +82,5 @@ def test_no_net_of_any_table_begins_with_the_weights_of_another_role(tmp_path):
 def test_a_student_of_stage_1_does_not_begin_as_its_teacher(tmp_path):
     for name, method in product(("table1", "table3"), ("hint-kd", "layerwise-hint")):
         table = find_table(name)
-        teacher, student = (stages_of(table.experiments(methods=[method], nets=[1])[i])[0] for i in (0, 1))
+        teacher, student = (stages_of(table.experiments(rows=[method], nets=[1])[i])[0] for i in (0, 1))
         assert not set(drawn(teacher, tmp_path).values()) & set(drawn(student, tmp_path).values())

@@ -294,6 +294,16 @@ def test_what_is_too_large_is_not_remembered(tmp_path, monkeypatch, capfd):
     assert re.search("remembers t_fc of 6 of 160 inputs", said(capfd)[0])
 
 
+def test_a_file_takes_no_more_than_half_of_the_free_disk(tmp_path, monkeypatch, capfd):
+    size = Table.bytes(RECORDS * 8, 2)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2 * size - 1}))
+    assert_equal(trained(make(tmp_path, False), 2), trained(make(tmp_path), 2))
+    assert "more than half of what is free on the disk" in said(capfd)[0] and not tables(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2 * size}))
+    trained(make(tmp_path), 2)
+    assert len(tables(tmp_path)) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, capfd):
     (tmp_path / "memory").write_text("")
     assert_equal(trained(make(tmp_path, False), 3), trained(make(tmp_path), 1, 1, 1))

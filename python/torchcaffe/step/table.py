@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -58,10 +59,13 @@ class Table:
         if self.path.exists():
             return False
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        size, free = self.bytes(self.count, self.words), shutil.disk_usage(self.path.parent).free
+        if size > free // 2:
+            raise CaffeError(f"{self.path} would take {size / 1e6:,.0f} MB, more than half of what is free on the disk")
         handle, part = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
         try:
             os.write(handle, self._header)
-            os.posix_fallocate(handle, 0, self.bytes(self.count, self.words))
+            os.posix_fallocate(handle, 0, size)
             os.link(part, self.path)
         except FileExistsError:                             # somebody was faster
             return False

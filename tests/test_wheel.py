@@ -24,10 +24,10 @@ def block(language: str) -> str:
     return text
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+def run(*command: str | Path, cwd: Path) -> str:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(list(map(str, command)), cwd=cwd, env={**inherited, "COLUMNS": "200", **environment}, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env={**inherited, "COLUMNS": "200"}, capture_output=True, text=True,
+                          check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return " ".join(done.stdout.split())
 

@@ -323,7 +323,7 @@ class Table(_Strict):
         settings = self.model_dump(by_alias=True, include={*_OF_AN_EXPERIMENT, "lambda_"})
         settings["dataset"] = dataclasses.asdict(self.dataset)
         for name, value in changes.items():
-            settings = changed(settings, self._path(name, known), value)
+            settings = _with(settings, self._path(name, known), value)
         return settings
 
     def _path(self, name: str, known: Paper) -> tuple[str, ...]:
@@ -348,11 +348,11 @@ class Table(_Strict):
         for what, value in (changes or {}).items():
             path = self._path(what, known)
             if what != "teacher.prototxt":
-                alone = _validated(changed(self._content(), path, value), self.name, self.name, self._folder)
+                alone = _validated(_with(self._content(), path, value), self.name, self.name, self._folder)
                 if alone.experiment(ORIGINAL) == self.experiment(ORIGINAL):
                     continue                                 # it is so already
                 name += f"-{_in_a_name(what, value)}"
-            content = changed(content, path, value)
+            content = _with(content, path, value)
             comparable = comparable and path[0] == "options"
         teacher = content["teacher"] or {}
         if teacher.get("prototxt") and not teacher.get("weights"):
@@ -397,6 +397,11 @@ class Table(_Strict):
         return isinstance(other, Table) and yaml.safe_load(self.dump(Path())) == yaml.safe_load(other.dump(Path()))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _with(settings: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Settings with one value; a data set, which may be given by its name, by all its fields."""
+    return changed(settings, path, dataclasses.asdict(_dataset(value)) if tuple(path) == ("dataset",) else value)
 
 
 def _learner(given: Any, place: str) -> Learner:

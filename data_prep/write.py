@@ -10,7 +10,6 @@ Everything is written into a folder beside it and renamed when it is complete an
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,20 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 
 from data_prep.check import DESCRIPTION, Fingerprint, files, mean_path, records_path, summary
 from data_prep.split import Progress, Split
 from hintkd.errors import UserError
 from hintkd.files import write_sealed
+from torchcaffe.data.lmdb_writer import BATCH, LmdbWriter
 from torchcaffe.errors import CaffeError
 from torchcaffe.formats import write_mean
 from torchcaffe.proto import caffe_pb2
 
 FORMAT = 1
-PAGE = mmap.PAGESIZE
-BATCH = 500                                    # records per transaction: what waits in memory
 
 
 def write_dataset(folder: Path, splits: dict[str, Split], mean: np.ndarray, about: dict[str, Any], progress: Progress) -> None:
@@ -69,9 +66,9 @@ def storage_errors(folder: Path) -> Iterator[None]:
     """Turn what a disk refuses into one sentence about `folder`."""
     try:
         yield
-    except (lmdb.Error, CaffeError, OSError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT):
+    except (CaffeError, OSError) as error:
+        refused = error.__cause__ if isinstance(error, CaffeError) else error
+        if isinstance(refused, OSError) and refused.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full: cannot write {folder}; free some space or name another folder with --out") from None
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"cannot write {folder}: {reason}; name another folder with --out") from None
@@ -79,24 +76,13 @@ def storage_errors(folder: Path) -> Iterator[None]:
 
 def _write_lmdb(folder: Path, split: Split, progress: Progress) -> None:
     channels, height, width = split.images.shape[1:]
-    record = split.images[0].size + 64                            # the message around the pixels takes less than 64 bytes
-    pages = -(-record // PAGE) + 1
-    environment = lmdb.open(str(folder), map_size=len(split) * pages * PAGE + 2**20, lock=False, sync=False)
-    try:
-        starts = range(0, len(split), BATCH)
+    starts = range(0, len(split), BATCH)
+    with LmdbWriter(folder) as database:
         for start in progress(starts, f"writing {folder.name}", len(starts)):
-            with environment.begin(write=True) as transaction:
-                for i in range(start, min(start + BATCH, len(split))):
-                    datum = caffe_pb2.Datum(channels=channels, height=height, width=width,
-                                            data=split.images[i].tobytes(), label=int(split.labels[i]))
-                    transaction.put(b"%08d" % i, datum.SerializeToString(), append=True)
-        environment.sync(True)
-    except lmdb.Error:
-        if shutil.disk_usage(folder).free < 2**20:                # LMDB calls a write that was cut short an I/O error
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        raise
-    finally:
-        environment.close()
+            for i in range(start, min(start + BATCH, len(split))):
+                datum = caffe_pb2.Datum(channels=channels, height=height, width=width, data=split.images[i].tobytes(),
+                                        label=int(split.labels[i]))
+                database.put(b"%08d" % i, datum.SerializeToString())
 
 
 def _sync(folder: Path) -> None:

@@ -108,13 +108,6 @@ def read_net(path: str | os.PathLike[str]) -> caffe_pb2.NetParameter:
         return prototxt.read_net(path)
 
 
-def read_solver(path: str | os.PathLike[str]) -> caffe_pb2.SolverParameter:
-    """The SolverParameter in a prototxt file.  Raises UserError with file, line and column."""
-    from torchcaffe.proto import prototxt
-    with user_errors():
-        return prototxt.read_solver(path)
-
-
 def write_text(message: Any) -> str:
     """A message as a prototxt, always the same text for the same message."""
     from torchcaffe.proto import prototxt

@@ -19,6 +19,7 @@ import published
 from data_prep import check_dataset, mnist, prepare, write
 from data_prep.digits import read_digits, stratified_order
 from hintkd.errors import UserError
+from torchcaffe.data import lmdb_writer
 from torchcaffe.formats import read_mean
 from torchcaffe.io import datum_to_array
 from torchcaffe.proto import caffe_pb2
@@ -228,7 +229,7 @@ def dying_after(chunks: int) -> Callable:
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-@pytest.mark.parametrize("moment", [0, 2, 4, "write_mean", "_sync", "rename"])
+@pytest.mark.parametrize("moment", [0, 1, 2, "write_mean", "_sync", "rename"])
 def test_a_killed_run_leaves_nothing_behind_for_the_next(tmp_path, digits, monkeypatch, moment, damaged):
     if damaged:
         shutil.copytree(digits, tmp_path / "digits")
@@ -282,11 +283,11 @@ def test_lmdbs_own_word_for_a_full_disk_is_understood(tmp_path, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(write.lmdb, "open", lambda path, **_: (Path(path).mkdir(), Full())[1])
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    monkeypatch.setattr(lmdb_writer.lmdb, "open", lambda path, **_: Full())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
     with pytest.raises(UserError, match="the disk is full"):
         prepare("digits", tmp_path, say=quiet)
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 0, 10**9))
     with pytest.raises(UserError, match="Input/output error"):
         prepare("digits", tmp_path, say=quiet)
     assert os.listdir(tmp_path) == []

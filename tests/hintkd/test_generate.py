@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from experiments import METHODS, experiment
-from hintkd.backend import read_net, read_solver
+from hintkd.backend import read_net
 from hintkd.experiment import Experiment
 from hintkd.methods.generate import generate
 from hintkd.methods.method import stages_of
 from hintkd.nets.resnet import ResNet
 from hintkd.study.table import load_table
+from torchcaffe.proto import prototxt
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def test_files_hold_the_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     files = generate(x)
     assert [path.parts[0] for path in files] == ["prototxt", "solvers"] * (len(files) // 2)
     for stage, path in zip(reversed(stages_of(x)), reversed(files[1::2]), strict=False):
-        solver = read_solver(path)
+        solver = prototxt.read_solver(path)
         assert (solver.net, solver.snapshot_prefix) == (str(files[files.index(path) - 1]), str(path.with_suffix("")))
         assert read_net(solver.net) == stage.net
         for field in ("net", "snapshot_prefix"):

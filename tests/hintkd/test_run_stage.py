@@ -45,7 +45,7 @@ def write_stage(folder: str, net: caffe_pb2.NetParameter, solver: caffe_pb2.Solv
     (path / "net.prototxt").write_text(write_text(net))
     (path / "solver.prototxt").write_text(write_text(solver))
     stage = {"title": folder, "key": "k", "program": "solve", "iterations": solver.max_iter, "snapshot": solver.snapshot, "threads": 1,
-             "test_iter": sum(solver.test_iter), "predictions": {}, "backend": "torchcaffe", "device": "cpu", "device_id": 0, "fast": True,
+             "test_iter": sum(solver.test_iter), "predictions": {}, "backend": "torchcaffe", "device": "cpu", "device_id": 0,
              "precision": "fp32", "inexact": False, "group": [more.get("key", "k")], **more}
     (path / "stage.json").write_text(json.dumps(stage))
     return path
@@ -85,13 +85,12 @@ def test_a_stage_leaves_weights_log_and_every_output_of_the_saved_weights() -> N
     assert [i for i, _ in log.test["accuracy"]] == [0, 20, 40, 60]
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_when_a_net_is_tested_on_the_way_does_not_change_what_comes_out(fast: bool) -> None:
+def test_when_a_net_is_tested_on_the_way_does_not_change_what_comes_out() -> None:
     results = []
     for name, interval, first in (("a", 20, True), ("b", 7, False), ("c", 1000, False)):
         solver = tiny.solver()
         solver.test_interval, solver.test_initialization = interval, first
-        folder = write_stage(name, tiny.net(), solver, fast=fast)
+        folder = write_stage(name, tiny.net(), solver)
         results.append((run(name)["outputs"], bytes_of(folder)))
     assert results[0] == results[1] == results[2]
     assert len({Path(name, "log.txt").read_text().count("Testing net") for name in "abc"}) == 3

@@ -18,7 +18,7 @@ import pytest
 
 import tiny
 import torchcaffe
-from hintkd.backend import read_net, read_solver, read_weights, write_weights
+from hintkd.backend import read_net, read_weights, write_weights
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run import estimate as estimate_module
@@ -28,6 +28,7 @@ from hintkd.run.executor import Interpreter, LocalExecutor, Program
 from hintkd.run.mend import held
 from hintkd.run.runner import Plan, Runner, publish_weights, ranks
 from running import Immediate, Watcher, chain, interpreter, run, setting, wait_for, weights_of
+from torchcaffe.proto import prototxt
 
 pytestmark = pytest.mark.usefixtures("workspace")
 HERE = Path(__file__).parent
@@ -70,7 +71,7 @@ def test_an_error_that_is_nobodys_fault_is_not_swallowed() -> None:
 def test_a_folder_says_all_that_a_caffe_needs() -> None:
     plan, _, _ = run(chain("a"), Immediate())
     (task,) = plan.tasks.values()
-    solver = read_solver(task.folder / "solver.prototxt")
+    solver = prototxt.read_solver(task.folder / "solver.prototxt")
     assert solver.net == str(task.folder / "net.prototxt") and solver.snapshot_prefix == str(task.folder / "snapshot")
     assert read_net(solver.net) == tiny.net()
     assert json.loads((task.folder / "key.json").read_text())["key"] == task.key

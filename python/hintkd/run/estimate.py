@@ -143,7 +143,7 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
             write_file(folder / "solver.prototxt", write_text(solver))
             write_json(folder / "stage.json", {
                 "program": "probe", "title": task.stage.title, "backend": setting.backend, "device": setting.device, "device_id": device_id,
-                "threads": setting.threads, "precision": setting.precision, "fast": True, "key": digest,
+                "threads": setting.threads, "precision": setting.precision, "key": digest,
                 "remember": str(folder / "remembered"), "group": [digest], "seconds": PROBE_S,
                 "test_iter": sum(task.stage.solver.test_iter)})
         yield folders

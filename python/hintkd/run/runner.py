@@ -270,7 +270,7 @@ def stage_json(task: Task, group: list[str], setting: Setting, device_id: int = 
             "iterations": task.iterations, "snapshot": solver.snapshot, "test_iter": sum(solver.test_iter),
             "predictions": predictions_of(task.stage.net),
             "backend": setting.backend, "device": setting.device, "device_id": device_id, "threads": setting.threads,
-            "precision": setting.precision, "fast": True, "remember": str(REMEMBERED), "inexact": inexact}
+            "precision": setting.precision, "remember": str(REMEMBERED), "inexact": inexact}
 
 
 def write_folder(task: Task, plan: Plan, told: dict[str, Any], init: str | None = None) -> None:

@@ -66,7 +66,7 @@ class Member:
         with self.turn():
             self.solver = caffe.get_solver(self.path("solver.prototxt"))
         if hasattr(caffe, "ENGINE"):
-            self.solver.fast, self.solver.exact, self.solver.remember = self.stage["fast"], exact, self.stage.get("remember")
+            self.solver.fast, self.solver.exact, self.solver.remember = True, exact, self.stage.get("remember")
 
     def start(self, caffe: Any, found: dict[str, str]) -> None:
         """Begin at iteration 0, from init.caffemodel where there is one."""

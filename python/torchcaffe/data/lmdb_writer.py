@@ -1,10 +1,12 @@
 """A new LMDB, written record by record: the folder appears under its name when all of it is on disk, or not at all."""
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import lmdb
 
@@ -12,6 +14,7 @@ from torchcaffe.errors import CaffeError
 
 BATCH = 1000                                    # records per transaction: what waits in memory
 START_BYTES = 1 << 24                           # the database's first size limit, doubled as often as needed
+FULL = 1 << 20                                  # bytes that are free on a disk that has no room
 
 
 class LmdbWriter:
@@ -21,7 +24,8 @@ class LmdbWriter:
         self.path = Path(path)
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._size = START_BYTES
-        self._waiting: list[tuple[bytes, bytes]] = []
+        self._waiting: list[tuple[bytes, bytes, bool]] = []      # key, value, whether the key is behind all before it
+        self._last = b""
 
     def __enter__(self) -> LmdbWriter:
         if self.path.exists():
@@ -31,12 +35,13 @@ class LmdbWriter:
             self._environment = lmdb.open(str(self._partial), map_size=self._size, lock=False, sync=False)
         except (OSError, lmdb.Error) as error:
             shutil.rmtree(self._partial, ignore_errors=True)
-            raise self._failure(error) from None
+            self._fail(error)
         return self
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Add a record, in the place of one with the same key."""
-        self._waiting.append((key, value))
+        """Add a record, in the place of one with the same key.  Pages are packed as long as keys come in their order."""
+        self._waiting.append((key, value, key > self._last))
+        self._last = max(self._last, key)
         if len(self._waiting) == BATCH:
             self._commit()
 
@@ -50,15 +55,15 @@ class LmdbWriter:
             raise CaffeError(f"{self.path}: the key {longest[:40]!r}... has {len(longest)} bytes; LMDB takes "
                              f"1 to {self._environment.max_key_size()}, so shorten the names") from None
         except (OSError, lmdb.Error) as error:
-            raise self._failure(error) from None
+            self._fail(error)
         self._waiting.clear()
 
     def _fits(self) -> bool:
         """Write what waits, unless the database's size limit is in the way."""
         try:
             with self._environment.begin(write=True) as transaction:
-                for key, value in self._waiting:
-                    transaction.put(key, value)
+                for key, value, is_last in self._waiting:
+                    transaction.put(key, value, append=is_last)
         except lmdb.MapFullError:
             return False
         return True
@@ -74,13 +79,15 @@ class LmdbWriter:
                 os.rename(self._partial, self.path)
                 _sync(self.path.parent)
         except (OSError, lmdb.Error) as problem:
-            raise self._failure(problem) from None
+            self._fail(problem)
         finally:
             self._environment.close()
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def _failure(self, error: Exception) -> CaffeError:
-        return CaffeError(f"cannot write the LMDB {self.path} ({getattr(error, 'strerror', None) or error})")
+    def _fail(self, error: Exception) -> NoReturn:
+        if isinstance(error, lmdb.Error) and shutil.disk_usage(self.path.parent).free < FULL:
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))         # LMDB calls a write that was cut short an I/O error
+        raise CaffeError(f"cannot write the LMDB {self.path} ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _sync(path: Path) -> None:

@@ -18,7 +18,8 @@ from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run.executor import Interpreter
 from hintkd.run.keys import Setting
-from hintkd.run.runner import Plan, Runner, Task
+from hintkd.run.plan import Plan, Task
+from hintkd.run.runner import Runner
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> None:

@@ -21,7 +21,8 @@ from hintkd.methods.stage import Stage
 from hintkd.run.cluster import Cluster
 from hintkd.run.estimate import estimate
 from hintkd.run.executor import ExecutorLost, Interpreter, LocalExecutor
-from hintkd.run.runner import Plan, Runner, Task
+from hintkd.run.plan import Plan, Task
+from hintkd.run.runner import Runner
 from running import Watcher, chain, interpreter, run, setting
 
 pytest.importorskip("distributed")

@@ -14,7 +14,7 @@ from hintkd.methods.stage import Stage
 from hintkd.run import digests
 from hintkd.run.earlier import kept
 from hintkd.run.keys import Keys, Parts, Setting, digest
-from hintkd.run.runner import STAGES, Plan
+from hintkd.run.plan import STAGES, Plan
 
 SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
 OLD_LAYERS = "4264bdc1a88135b02a93f39752e9fa775e1a196817e9882fe2866128300198db"      # of the file that once held both losses

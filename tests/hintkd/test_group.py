@@ -8,7 +8,7 @@ import pytest
 import tiny
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run.executor import LocalExecutor
-from hintkd.run.runner import Plan, Task
+from hintkd.run.plan import Plan, Task
 from running import Immediate, run, setting
 
 pytestmark = pytest.mark.usefixtures("workspace")

@@ -17,7 +17,7 @@ from hintkd.methods.method import Method, method, stages_of, teacher_stages
 from hintkd.methods.papers import paper
 from hintkd.methods.stage import Stage, Weights
 from hintkd.nets.resnet import ResNet
-from hintkd.run.runner import test_net as published_net
+from hintkd.run.folders import test_net as published_net
 from tiny_data import write_dataset
 
 TITLES = {

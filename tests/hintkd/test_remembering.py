@@ -12,8 +12,9 @@ from hintkd.backend import caffe_pb2
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run.estimate import Estimate, estimate
 from hintkd.run.executor import LocalExecutor
+from hintkd.run.folders import REMEMBERED
+from hintkd.run.plan import Plan
 from hintkd.run.remembering import Memory, shares_asked
-from hintkd.run.runner import REMEMBERED, Plan
 from running import interpreter, run, setting
 
 pytestmark = pytest.mark.usefixtures("workspace")

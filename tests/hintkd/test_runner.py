@@ -22,17 +22,18 @@ from hintkd.backend import read_net, read_weights, write_weights
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run import estimate as estimate_module
-from hintkd.run import runner as runner_module
 from hintkd.run.estimate import Cost, clear, estimate, makespan, net_digest
 from hintkd.run.executor import Interpreter, LocalExecutor, Program
+from hintkd.run.folders import publish_weights
 from hintkd.run.mend import held
-from hintkd.run.runner import Plan, Runner, publish_weights, ranks
+from hintkd.run.plan import Plan, ranks
+from hintkd.run.runner import Runner
 from running import Immediate, Watcher, chain, interpreter, run, setting, wait_for, weights_of
 from torchcaffe.proto import prototxt
 
 pytestmark = pytest.mark.usefixtures("workspace")
 HERE = Path(__file__).parent
-PYTHON = Path(runner_module.__file__).parents[2]
+PYTHON = Path(estimate_module.__file__).parents[2]
 
 
 def test_sources_run_first_and_the_longest_chain_goes_first() -> None:
@@ -298,7 +299,8 @@ import tiny
 from hintkd.backend import engine
 from hintkd.run.executor import Interpreter, LocalExecutor
 from hintkd.run.keys import Setting
-from hintkd.run.runner import Plan, Runner
+from hintkd.run.plan import Plan
+from hintkd.run.runner import Runner
 from hintkd.methods.stage import Stage, Weights
 from test_runner import Watcher
 first = Stage.solve("first", tiny.net(), tiny.solver(iterations=200))

@@ -22,7 +22,7 @@ class Weights:
     source     a stage (its weights out), or a .caffemodel or .caffemodel.h5 file
     prefix     put before every layer's name: a trained net becomes "teacher/..." inside another
     layers     only these (names before the prefix), or None for all
-    part       of a stage with several parts, whose weights
+    part       of a stage with several parts, whose weights; the first one's by default
     """
     source: Stage | Path
     prefix: str = ""
@@ -56,7 +56,7 @@ class Stage:
     """What is run in one piece.
 
     title      for people: "teacher", "hint2", "kd"; not part of what makes stages equal
-    parts      its solvers
+    parts      its solvers; the first one's net is what the stage is about: tested, drawn, published, and what others start from
     program    what runs them: "solve" is one solver's own loop
     source     the file or module of the method that made it, where that is not the package's
     """
@@ -71,31 +71,29 @@ class Stage:
         """A stage of one part, which its solver trains."""
         return cls(title, (Part("", net, solver, weights_in, drop),))
 
-    @property
-    def only(self) -> Part:
-        """The part of a stage that has one."""
-        (part,) = self.parts
-        return part
+    def part(self, name: str = "") -> Part:
+        """The part of this name, or the first."""
+        return next(part for part in self.parts if name in ("", part.name))
 
     @property
     def net(self) -> caffe_pb2.NetParameter:
-        """Of a stage of one part, as are the next ones."""
-        return self.only.net
+        """Of the first part, as are the next ones."""
+        return self.parts[0].net
 
     @property
     def solver(self) -> caffe_pb2.SolverParameter:
-        return self.only.solver
+        return self.parts[0].solver
 
     @property
     def weights_in(self) -> tuple[Weights, ...]:
-        return self.only.weights_in
+        return self.parts[0].weights_in
 
     @property
     def drop(self) -> tuple[str, ...]:
-        return self.only.drop
+        return self.parts[0].drop
 
     def keeps(self, layer: str) -> bool:
-        return self.only.keeps(layer)
+        return self.parts[0].keeps(layer)
 
     @property
     def iterations(self) -> int:

@@ -52,7 +52,8 @@ def check_all(folder: Path) -> None:
 
 def restore_descriptions(stages: Iterable[Stage], tell: Callable[[str], None]) -> None:
     """Write each missing or damaged dataset.json of the stages' data again, if it is remembered and the data are what it says."""
-    for folder in {Path(layer.data_param.source).parent for stage in stages for layer in stage.net.layer if layer.type == "Data"}:
+    layers = [layer for stage in stages for part in stage.parts for layer in part.net.layer]
+    for folder in {Path(layer.data_param.source).parent for layer in layers if layer.type == "Data"}:
         known, path = _remembered().get(str(folder)), folder / DESCRIPTION
         try:
             read_sealed(path, "fingerprint")

@@ -21,8 +21,8 @@ from hintkd.errors import Damaged, ProgramDied, StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
 from hintkd.run.executor import Interpreter, run_folders
 from hintkd.run.mend import held
+from hintkd.run.plan import Plan, Task, ranks
 from hintkd.run.remembering import Memory, file_of, shares_asked
-from hintkd.run.runner import Plan, Task, ranks
 
 PROBE_S = 0.5                               # how long each net is measured, seconds, beside its construction
 TRIES = 2                                   # how often a net is measured whose process is killed
@@ -82,8 +82,8 @@ def estimate(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int
 
 
 def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int, tell: Callable[[str], None]) -> dict[str, Cost]:
-    """The cost of each distinct net of the unfinished tasks, by net_digest, without those that cannot be measured."""
-    distinct = {net_digest(task): task for task in plan.unfinished()}
+    """The cost of each distinct net of the unfinished tasks, by net_digest, without those that cannot be measured by themselves."""
+    distinct = {net_digest(task): task for task in plan.unfinished() if len(task.stage.parts) == 1}
     costs: dict[str, Cost] = {}
     with probe_folders(distinct, plan, device_id) as folders:
         for attempt in range(TRIES):
@@ -151,7 +151,8 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
 
 def net_digest(task: Task) -> str:
     """Equal for tasks whose iterations cost the same: the net, whatever its seed, rate and length."""
-    return hashlib.sha256(task.stage.net.SerializeToString(deterministic=True) + str(task.stage.solver.iter_size).encode()).hexdigest()
+    return hashlib.sha256(b"".join(part.net.SerializeToString(deterministic=True) + str(part.solver.iter_size).encode()
+                                   for part in task.stage.parts)).hexdigest()
 
 
 def duration(task: Task, cost: Cost, asked: float) -> float:
@@ -165,7 +166,7 @@ def duration(task: Task, cost: Cost, asked: float) -> float:
 def left(task: Task) -> float:
     """The share of a task that is still to be done, by its last snapshot."""
     with suppress(Damaged):
-        return 1 - read_sealed(task.folder / "progress.json", "iteration")["iteration"] / task.iterations
+        return 1 - task.progress("iteration")["iteration"] / task.iterations
     return 1.0
 
 

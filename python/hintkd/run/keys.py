@@ -169,7 +169,7 @@ def differences(old: Parts, new: Parts) -> list[str]:
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
-    if name.startswith("weights["):
+    if "weights[" in name:
         return "the weights it starts from" if old and new else f"{name} {'added' if new else 'removed'}"
     if name.startswith("source of"):
         return f"the {name}"

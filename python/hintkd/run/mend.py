@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from hintkd.errors import Damaged, UserError
-from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_sealed
+from hintkd.files import fault, is_whole, sha256_of, write_sealed
 from hintkd.run.committed import WEIGHTS
-from hintkd.run.runner import Plan, Task, keep_weights, stage_json, write_folder
+from hintkd.run.folders import final_snapshots, keep_weights, stage_json, write_folder
+from hintkd.run.plan import Plan, Task
 from hintkd.stage.group import INPUTS
 from hintkd.stage.program import digests
 
@@ -79,19 +80,22 @@ def cures(task: Task, plan: Plan) -> list[Cure]:
     try:
         result = task.result()
     except Damaged as damage:
-        if (task.folder / "result.json").exists() or task.weights.exists():
+        if (task.folder / "result.json").exists() or any(task.weights_of(part).exists() for part in task.stage.parts):
             return [Cure(str(damage), again(task), partial(take_up_again, task))]
         return [_cure(task, name, "it is written again", lambda: None) for name in changed_inputs(task)]
-    wrong, final, weights = damages(task), result["weights"], task.weights.name
-    has_final = final in result.get("digests", {}) and final not in wrong
-    if "predictions.npz" in wrong or (not has_final and (weights in wrong or not task.weights.exists())):
-        lost = ("predictions.npz", final, weights)
+    wrong, lost = damages(task), set[str]()
+    for name, final in final_snapshots(task).items():
+        predictions, weights = (str(Path(name, file)) for file in ("predictions.npz", task.weights.name))
+        has_final = final in result.get("digests", {}) and final not in wrong
+        if predictions in wrong or (not has_final and (weights in wrong or not (task.folder / weights).exists())):
+            lost.update((predictions, final, weights))
+    if lost:
         return [_cure(task, name, again(task), partial(take_up_again, task)) for name in wrong if name in lost]
     found = []
     for name in wrong:
-        if name == weights:
+        if Path(name).name == task.weights.name:
             found.append(_cure(task, name, "it is written again from the final snapshot", partial(keep_weights, task)))
-        elif name in INPUTS:
+        elif Path(name).name in INPUTS:
             found.append(_cure(task, name, "it is written again", partial(write_again, name, task, plan)))
         elif name == "log.txt":
             found.append(_cure(task, name, "records that are made from now on have no curves of this stage", partial(forget, name, task)))
@@ -117,8 +121,8 @@ def take_up_again(task: Task) -> None:
 def changed_inputs(task: Task) -> list[str]:
     """The files that an unfinished task began with and that are not as they were; the runner writes them all again."""
     with suppress(Damaged):
-        known = read_sealed(task.folder / "progress.json").get("inputs", {})
-        return [name for name, digest in known.items() if not is_whole(task.folder / name, digest)]
+        known = task.progress().get("inputs", {})
+        return [name for name, digest in known.items() if not is_whole(task.part_folder() / name, digest)]
     return []
 
 
@@ -129,11 +133,12 @@ def write_again(name: str, task: Task, plan: Plan) -> None:
     """
     result, group = task.result(), task.begun_in or [task.key]
     try:
-        write_folder(task, plan, stage_json(task, group, plan.setting), result["digests"].get("init.caffemodel"))
+        write_folder(task, plan, stage_json(task, group, plan.setting), result["digests"])
     except UserError:
         forget(name, task)
         raise
-    again = {each: sha256_of(task.folder / each) for each in INPUTS if (task.folder / each).exists()}
+    inputs = [str(Path(folder, each)) for folder in {"", *(part.name for part in task.stage.parts)} for each in INPUTS]
+    again = {each: sha256_of(task.folder / each) for each in inputs if (task.folder / each).exists()}
     write_sealed(task.folder / "result.json", {**result, "digests": {**result["digests"], **again}})
 
 
@@ -155,7 +160,7 @@ def adopt(task: Task, tell: Callable[[str], None]) -> None:
     before = sha256_of(task.weights) if task.weights.exists() else None
     try:
         keep_weights(task)
-        if (task.folder / "predictions.npz").exists():
+        if (task.part_folder() / "predictions.npz").exists():
             task.predictions()
     except UserError as damage:
         tell(f"{damage}; {again(task)}")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from hintkd.run.runner import Task
+from hintkd.run.plan import Task
 from hintkd.stage.log import Tail
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hintkd.run.runner import Plan, Task
+from hintkd.run.plan import Plan, Task
 
 
 @dataclass(frozen=True)

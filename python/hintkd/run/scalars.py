@@ -12,7 +12,8 @@ from typing import Any
 
 from hintkd.errors import UserError
 from hintkd.extras import how_to_get
-from hintkd.run.runner import Task, Watcher
+from hintkd.run.plan import Task
+from hintkd.run.runner import Watcher
 from hintkd.stage.log import Log, Tail
 
 

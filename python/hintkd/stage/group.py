@@ -39,6 +39,13 @@ class Member:
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
+    def parts(self) -> list[Member]:
+        """Of a stage of several parts one for each, in a folder of its own; they say what they say in the stage's log.
+
+        `begin` lets them go on from one iteration, as it does the stages of a group.
+        """
+        return [Member(self.path(name), {**self.stage, **told}, self.log, self.tell) for name, told in self.stage["parts"].items()]
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """What Python prints meanwhile goes to this stage's log."""
@@ -53,7 +60,7 @@ class Member:
     def note(self, **progress: Any) -> None:
         """Keep what is known of the stage's past, with this added, and digests of what it needs to go on."""
         self.log.flush()
-        with open(self.path("log.txt"), "rb") as log:
+        with open(self.log.name, "rb") as log:
             text = log.read()
         said = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
         files = [path for state in snapshots(self.folder) for path in glob.glob(glob.escape(state[:-len("solverstate")]) + "*")]
@@ -103,10 +110,10 @@ class Member:
         """Begin the log anew if what it said at the last snapshot is not there any more."""
         known = self.progress.get("log")
         if known:
-            with open(self.path("log.txt"), "rb") as log:
+            with open(self.log.name, "rb") as log:
                 text = log.read(known["bytes"])
             if hashlib.sha256(text).hexdigest() != known["sha256"]:
-                self.tell(f"{self.path('log.txt')} does not say any more what it said up to the last snapshot; it is begun anew, without "
+                self.tell(f"{self.log.name} does not say any more what it said up to the last snapshot; it is begun anew, without "
                           "the curves so far")
                 self.log.flush()
                 self.log.truncate(0)

@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
@@ -70,8 +70,8 @@ def run_together(folders: Sequence[str], tell: Callable[[str], None] = silent) -
                 files = [opened.enter_context(open(log, "a", buffering=1, encoding="utf-8")) for log in logs]
                 members = [Member(folder, stage, log, tell) for folder, stage, log in zip(folders, stages, files)]
                 contents = PROGRAMS[stages[0]["program"]](members)
-            for folder, content in zip(folders, contents):
-                write_sealed(os.path.join(folder, "result.json"), {**content, "digests": digests(folder)})
+            for folder, stage, content in zip(folders, stages, contents):
+                write_sealed(os.path.join(folder, "result.json"), {**content, "digests": digests(folder, stage.get("parts", ("",)))})
             results = [result_of(folder, tell) for folder in folders]
         return [result for result in results if result is not None]
 
@@ -97,10 +97,11 @@ def stage_of(folder: str) -> dict[str, Any]:
         raise StageFailed(f"{damage}; {AGAIN}") from None
 
 
-def digests(folder: str) -> dict[str, str]:
-    """SHA-256 of each file that a finished stage leaves."""
-    return {name: sha256_of(os.path.join(folder, name)) for name in sorted(os.listdir(folder))
-            if name not in UNSIGNED and not name.startswith(".") and os.path.isfile(os.path.join(folder, name))}
+def digests(folder: str, parts: Iterable[str] = ("",)) -> dict[str, str]:
+    """SHA-256 of each file that a finished stage leaves, in its folder and in those of its parts."""
+    names = sorted(os.path.join(part, name) for part in {"", *parts} for name in os.listdir(os.path.join(folder, part)))
+    return {name: sha256_of(os.path.join(folder, name)) for name in names
+            if name not in UNSIGNED and not os.path.basename(name).startswith(".") and os.path.isfile(os.path.join(folder, name))}
 
 
 def require_group(folders: Sequence[str], stages: list[dict[str, Any]]) -> None:

@@ -25,8 +25,9 @@ from hintkd.methods.stage import Stage
 from hintkd.metrics import METRICS, Labels, Scores
 from hintkd.nets.networks import NETWORKS
 from hintkd.run.committed import MEASURED, WEIGHTS, read_net
+from hintkd.run.folders import publish_weights, whole_weights
 from hintkd.run.keys import DATA_PATHS, Parts
-from hintkd.run.runner import Plan, Task, publish_weights, whole_weights
+from hintkd.run.plan import Plan, Task
 from hintkd.stage.log import Curve, parse
 from hintkd.study import probabilities
 

@@ -29,8 +29,9 @@ from hintkd.run.estimate import Estimate, clear, estimate
 from hintkd.run.executor import Interpreter, LocalExecutor
 from hintkd.run.keys import Setting
 from hintkd.run.mend import mend
+from hintkd.run.plan import Plan, Task
 from hintkd.run.progress import Bars, clock, counted, warn
-from hintkd.run.runner import Plan, Runner, Task
+from hintkd.run.runner import Runner
 from hintkd.run.scalars import Scalars
 from hintkd.study import record
 from hintkd.study.record import Run
@@ -225,7 +226,8 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
         restore_descriptions(stages, tell)
     plan = Plan(stages, used.setting, committed)
     require_whole_tests(runs)
-    for path in {weights.source for stage in stages for weights in stage.weights_in if isinstance(weights.source, Path)}:
+    given = [weights.source for stage in stages for part in stage.parts for weights in part.weights_in]
+    for path in {source for source in given if isinstance(source, Path)}:
         backend.read_weights(path)                           # whether it can be read is said before anything runs
     named = labels(runs, plan)
     interpreter = replace(used.interpreter, folders=request.table.folders)

@@ -18,12 +18,12 @@ from rich.table import Table as Grid
 
 from hintkd import backend
 from hintkd.errors import Damaged, UserError
-from hintkd.files import fault, read_json, read_sealed
+from hintkd.files import fault, read_json
 from hintkd.run.committed import MEASURED, WEIGHTS, Committed, Net, read_nets
 from hintkd.run.earlier import read_key, translated
 from hintkd.run.keys import Setting, differences
+from hintkd.run.plan import STAGES, Plan, Task
 from hintkd.run.progress import counted, warn
-from hintkd.run.runner import STAGES, Plan, Task
 from hintkd.stage.program import FAILURE
 from hintkd.study.reproduce import REQUESTS, Request, labels, load_request, stage_name
 from hintkd.study.table import find_table, load_table
@@ -190,7 +190,7 @@ def why(failure: Path) -> str:
 def at(task: Task) -> str:
     """How far a task is by its last snapshot; "" if it has not begun."""
     with suppress(Damaged):
-        return f"{read_sealed(task.folder / 'progress.json', 'iteration')['iteration']:,} of {task.iterations:,} iterations"
+        return f"{task.progress('iteration')['iteration']:,} of {task.iterations:,} iterations"
     return ""
 
 

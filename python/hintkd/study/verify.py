@@ -25,9 +25,9 @@ from hintkd.errors import StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
 from hintkd.run.committed import WEIGHTS, Net, read_nets
 from hintkd.run.executor import run_folders
+from hintkd.run.folders import predictions_of
 from hintkd.run.keys import DATA_PATHS, data_fingerprint, flatten
 from hintkd.run.progress import counted, warn
-from hintkd.run.runner import predictions_of
 from hintkd.study import probabilities
 from hintkd.study.reproduce import Resources
 

@@ -5,7 +5,7 @@ function of one of these outputs, or of the scores and labels, from which a numb
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,3 +60,14 @@ METRICS = {each.name: each for each in (
     Metric("error", "accuracy", lambda part: 100 * (1 - part), more_is_better=False, close=0.05, digits=3),
     Metric("top-5", "top-5", lambda part: 100 * part, count=lambda scores, labels: top_k(scores, labels, 5)),
 )}
+
+
+def metric_of(output: str) -> Metric:
+    """The first metric that is made from the test's number of this name."""
+    return next(metric for metric in METRICS.values() if metric.output == output)
+
+
+def with_counted(outputs: Mapping[str, float], output: str, kept: Callable[[], tuple[Scores, Labels]]) -> dict[str, float]:
+    """What a test measured, with the number of this name: where no output is it, it is counted of the scores and labels that were kept."""
+    count = None if output in outputs else metric_of(output).count
+    return {**outputs, **({output: count(*kept())} if count else {})}

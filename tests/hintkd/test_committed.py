@@ -208,6 +208,15 @@ def test_verify_compares_to_a_hundredth_of_a_point_on_another_machine(clone: Pat
     assert out.count("within 0.01 points") == 1 and "original/net1: its accuracy differs by more than 0.01 points" in out
 
 
+def test_verify_counts_what_no_net_puts_out(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("five.yaml").write_text(json.dumps({**TABLE, "title": "Five", "metric": "top-5", "nets": 1, "rows": [{"method": "original"}]}))
+    reproduce(capsys, table="five.yaml")
+    last = record("original/net1", "five")["last"]
+    assert last["top-5"] > last["accuracy"]
+    status, out, _ = run(capsys, "verify", "five", "--device", "cpu")
+    assert status == 0 and "2 of 2 nets as recorded" in out and f"{100 * last['top-5']:.2f}" in out
+
+
 def test_verify_says_what_differs(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage("results/weights/mine/original/net1.caffemodel")
     damage("results/weights/mine/original/net2.prototxt")

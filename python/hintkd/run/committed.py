@@ -68,23 +68,28 @@ class Recorded:
     """A stage as a record tells of it.
 
     stage            its part of the record
+    numbers          all that the record's net was tested for
     provenance       of the record
     weights          its weights out, None where only what was measured is kept
     probabilities    of the record's net, its last stage, on the test set
     """
     stage: dict[str, Any]
+    numbers: dict[str, float]
     provenance: dict[str, Any]
     weights: Path | None
     probabilities: Path
 
 
 class Committed:
-    """The kept nets of a workspace, and their stages by key; a record that cannot be read counts as none."""
+    """The kept nets of a workspace, and their stages by key; a record that cannot be read counts as none.
 
-    def __init__(self) -> None:
+    number    what a table wants to know of its nets: a record that does not say it spares no training
+    """
+
+    def __init__(self, number: str = "accuracy") -> None:
         self.nets, self._damaged = read_nets()
         self._by_key: dict[str, list[Net]] = {}
-        for net in self.nets:
+        for net in [net for net in self.nets if number in net.content["last"]]:
             for key in net.keys:
                 self._by_key.setdefault(key, []).append(net)
 
@@ -94,8 +99,8 @@ class Committed:
         if not found:
             return None
         net = next((net for net in found if net.keys[-1] == key), found[0])
-        return Recorded(net.content["stages"][net.keys.index(key)], net.content["provenance"], net.weights if net.keys[-1] == key else None,
-                        net.probabilities)
+        return Recorded(net.content["stages"][net.keys.index(key)], net.content["last"], net.content["provenance"],
+                        net.weights if net.keys[-1] == key else None, net.probabilities)
 
     def remarks(self, folder: str, setting: Setting, known: Collection[str], missing: Collection[str]) -> list[str]:
         """What there is to say of nets that do not spare a plan its work, a sentence each.
@@ -136,7 +141,7 @@ def read_nets(folder: str | None = None) -> tuple[list[Net], dict[Path, str]]:
 
 def read_net(record: Path) -> Net | None:
     """The net of a record, None if its weights are not kept.  Raises Damaged if the file is."""
-    content = read_sealed(record, "stages", "provenance")
+    content = read_sealed(record, "last", "stages", "provenance")
     weights = content.get("weights")
     try:
         keys = tuple(stage["key"] for stage in content["stages"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from hintkd.errors import Damaged
 from hintkd.experiment import Experiment, Network, Trained
 from hintkd.files import is_whole, read_sealed, sha256_of, write_sealed, written
 from hintkd.methods.stage import Stage
-from hintkd.metrics import METRICS, Labels, Scores
+from hintkd.metrics import METRICS, Labels, Scores, with_counted
 from hintkd.nets.networks import NETWORKS
 from hintkd.run.committed import MEASURED, WEIGHTS, read_net
 from hintkd.run.folders import publish_weights, whole_weights
@@ -157,9 +157,8 @@ def record(run: Run, tasks: list[Task], plan: Plan, kept: dict[str, Any] | None)
     x = run.experiment
     stages = [{**stage_record(task), "key": plan.keys.today(task.stage)} for task in tasks]
     last, metric = stages[-1], METRICS[run.metric]
-    numbers = dict(last["last"])
-    if metric.count and metric.output not in numbers:
-        numbers[metric.output] = metric.count(*predictions(tasks[-1]))
+    recorded = None if tasks[-1].was_run else tasks[-1].recorded
+    numbers = recorded.numbers if recorded else with_counted(last["last"], metric.output, lambda: predictions(tasks[-1].predictions()))
     last["weights"] = f"{run.weights}.caffemodel"
     return {
         "schema": SCHEMA, "table": x.table, "row": x.name, "method": x.method.name, "net": x.net, "repeat": run.repeat, "scale": x.scale,
@@ -221,9 +220,8 @@ def described(network: Network) -> dict[str, Any]:
     return fields if name == "resnet" else {"net": name, **fields}
 
 
-def predictions(task: Task) -> tuple[Scores, Labels]:
-    """The class scores and labels that the last test of a finished stage kept."""
-    kept = task.predictions()
+def predictions(kept: Mapping[str, np.ndarray]) -> tuple[Scores, Labels]:
+    """The class scores and labels that a test kept, as metrics take them."""
     scores, labels = kept["scores"], kept["labels"]
     return scores.reshape(len(scores), -1).astype(np.float64), labels.reshape(-1).astype(int)
 

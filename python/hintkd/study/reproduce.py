@@ -22,6 +22,7 @@ from hintkd import backend, limits
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, write_file, write_sealed
 from hintkd.methods.method import stages_of
+from hintkd.metrics import METRICS
 from hintkd.run.cluster import Cluster
 from hintkd.run.committed import WEIGHTS, Committed
 from hintkd.run.digests import restore_descriptions
@@ -220,7 +221,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
 
     Says before what it will take.  With `dry_run` it lists the stages and stops; `log_dir` gets curves for TensorBoard.
     """
-    runs, committed = request.runs(), Committed()
+    runs, committed = request.runs(), Committed(METRICS[request.table.metric].output)
     stages, tell = [stage for run in runs for stage in run.stages], partial(warn, console)
     if not dry_run:
         restore_descriptions(stages, tell)

@@ -19,6 +19,7 @@ from rich.table import Table as Grid
 from hintkd import backend
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, read_json
+from hintkd.metrics import METRICS
 from hintkd.run.committed import MEASURED, WEIGHTS, Committed, Net, read_nets
 from hintkd.run.earlier import read_key, translated
 from hintkd.run.keys import Setting, differences
@@ -124,7 +125,7 @@ def look(request: Request, setting: Setting, known: dict[str, str]) -> Answer:
     """The answer to a request; `known` are the keys that its stages had when they were asked for, by `stage_name`."""
     if request.table.missing:
         return Answer(request.name, tuple(without_methods(known, request.table.missing)), ())
-    runs, committed = request.runs(), Committed()
+    runs, committed = request.runs(), Committed(METRICS[request.table.metric].output)
     plan = Plan([stage for run in runs for stage in run.stages], setting, committed)
     before = {plan.keys.key(stage): known.get(stage_name(run, i)) for run in runs for i, stage in enumerate(run.stages)}
     remarks = committed.remarks(request.name, setting, plan.names(), plan.names(plan.unfinished()))

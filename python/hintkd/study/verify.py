@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,12 +23,14 @@ from rich.table import Table as Grid
 from hintkd.backend import read_net as read_prototxt
 from hintkd.errors import StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
+from hintkd.metrics import metric_of, with_counted
 from hintkd.run.committed import WEIGHTS, Net, read_nets
 from hintkd.run.executor import run_folders
 from hintkd.run.folders import predictions_of
 from hintkd.run.keys import DATA_PATHS, data_fingerprint, flatten
 from hintkd.run.progress import counted, warn
 from hintkd.study import probabilities
+from hintkd.study.record import predictions
 from hintkd.study.reproduce import Resources
 
 LOOSE_STEPS = 5                             # thousandths between the class probabilities of one net on two machines
@@ -37,9 +39,9 @@ TOLERANCE = 0.01                            # points between the accuracies of o
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one net: its accuracy here as a fraction, None if it was not tested, and what differs from its record, if anything."""
+    """What became of one net: its result here in percent, None if it was not tested, and what differs from its record, if anything."""
     net: Net
-    accuracy: float | None
+    value: float | None
     verdict: str
     differs: str = ""
 
@@ -140,24 +142,25 @@ def outcome(net: Net, folder: Path, tested: Future[list[str]]) -> Outcome:
         return Outcome(net, None, "not tested", str(error).partition(" (see ")[0])       # its log does not stay
     if error:
         raise error
-    found, last, metric = read_sealed(folder / "result.json"), net.content["last"], net.content["metric"]
-    accuracy: float = found["outputs"][metric]
-    exactly, differs = same_numerics(net.content["provenance"], found["environment"]), ""
-    if exactly and found["outputs"] != last:
-        differs = f"its outputs are {found['outputs']}, {last} are recorded, on the same engine and kind of processor"
-    elif round(100 * abs(accuracy - last[metric]), 6) > TOLERANCE:
-        differs = f"its {metric} differs by more than {TOLERANCE} points"
+    result, last, name = read_sealed(folder / "result.json"), net.content["last"], net.content["metric"]
+    with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+        kept = dict(arrays)
+    found, value = with_counted(result["outputs"], name, lambda: predictions(kept)), metric_of(name).value
+    exactly, differs = same_numerics(net.content["provenance"], result["environment"]), ""
+    if exactly and found != last:
+        differs = f"its outputs are {found}, {last} are recorded, on the same engine and kind of processor"
+    elif round(abs(value(found[name]) - value(last[name])), 6) > TOLERANCE:
+        differs = f"its {name} differs by more than {TOLERANCE} points"
     else:
-        differs = differing_probabilities(net, folder, 0 if exactly else LOOSE_STEPS)
-    return Outcome(net, accuracy, "differs" if differs else "the same" if exactly else f"within {TOLERANCE} points", differs)
+        differs = differing_probabilities(net, folder, kept, 0 if exactly else LOOSE_STEPS)
+    return Outcome(net, value(found[name]), "differs" if differs else "the same" if exactly else f"within {TOLERANCE} points", differs)
 
 
-def differing_probabilities(net: Net, folder: Path, steps: int) -> str:
+def differing_probabilities(net: Net, folder: Path, tested: Mapping[str, np.ndarray], steps: int) -> str:
     """What is wrong with the kept class probabilities of a net, of which ensembles are made, if they are off by more than `steps`."""
     if not net.probabilities.is_file():
         return f"{net.probabilities} is missing"
-    with np.load(folder / "predictions.npz", allow_pickle=False) as tested:
-        probabilities.keep(folder / "probabilities.npz", tested["scores"], tested["labels"])
+    probabilities.keep(folder / "probabilities.npz", tested["scores"], tested["labels"])
     (kept, labels), (here, true) = probabilities.read(net.probabilities), probabilities.read(folder / "probabilities.npz")
     if kept.shape != here.shape or (labels != true).any() or np.rint(probabilities.STEPS * abs(kept - here)).max() > steps:
         return f"{net.probabilities} does not hold its class probabilities"
@@ -173,7 +176,7 @@ def overview(outcomes: Sequence[Outcome]) -> Grid:
     """The nets, what was recorded of them and what was found, for people."""
     grid = Grid("net", Column("recorded, %", justify="right"), Column("here, %", justify="right"), "", box=None, pad_edge=False)
     for each in outcomes:
-        recorded = each.net.content["last"][each.net.content["metric"]]
-        here = "" if each.accuracy is None else f"{100 * each.accuracy:.2f}"
-        grid.add_row(each.net.name, f"{100 * recorded:.2f}", here, each.verdict)
+        name = each.net.content["metric"]
+        here = "" if each.value is None else f"{each.value:.2f}"
+        grid.add_row(each.net.name, f"{metric_of(name).value(each.net.content['last'][name]):.2f}", here, each.verdict)
     return grid

@@ -2,7 +2,7 @@
 
 A stage runs on whatever module `load_caffe` returns: torchcaffe, or a real Caffe in its own interpreter.  Prototxts and weight files
 are read and written here through torchcaffe, also for stages that a real Caffe will run.  Importing this module imports neither, so
-that the stage program starts in an interpreter that has numpy alone beside its caffe.
+that the stage process starts in an interpreter that has numpy alone beside its caffe.
 """
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class StageFailed(UserError):
     """A stage cannot be finished; the sentence says at which iteration and where its log is."""
 
 
-class ProgramDied(StageFailed):
+class ProcessDied(StageFailed):
     """The process that ran a stage ended without an answer, killed as a rule: another try may succeed."""
 
 

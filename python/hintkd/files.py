@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, and that say so themselves: what is written here is complete on the disk before it takes its
 place, and JSON that is sealed holds a digest of its content, so that a changed byte is noticed when it is read.
 
-Needs the standard library alone, for the stage program uses it inside any caffe's interpreter.
+Needs the standard library alone, for the stage process uses it inside any caffe's interpreter.
 """
 from __future__ import annotations
 

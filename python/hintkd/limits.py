@@ -57,7 +57,7 @@ NUMBERS = {
     # figures
     "axis": Range(-1_000_000, 1_000_000), "window": Range(0, 10_000_000, whole=True),
 }
-CHOICES: dict[str, tuple[object, ...]] = {"label_tau": (1, "tau"), "regressor_kernel": (1, 3)}
+ONE_OF: dict[str, tuple[object, ...]] = {"label_tau": (1, "tau"), "regressor_kernel": (1, 3)}
 SWITCHES = ("crop", "mirror", "regressor", "tau_squared")    # on or off, and no number
 TEXTS = ("about", "notes", "departures", "text")             # text that may have several lines
 RISING = ("steps", "axis", "window")                         # lists whose values rise
@@ -118,9 +118,9 @@ def _wrong(name: str, value: object) -> str:
         return ""
     if name in SWITCHES:
         return "" if isinstance(value, bool) else "is neither true nor false"
-    if name in CHOICES:
-        known = any(value == each and type(value) is type(each) for each in CHOICES[name])
-        return "" if known else f"will not do; choose one of {', '.join(map(str, CHOICES[name]))}"
+    if name in ONE_OF:
+        known = any(value == each and type(value) is type(each) for each in ONE_OF[name])
+        return "" if known else f"will not do; choose one of {', '.join(map(str, ONE_OF[name]))}"
     if allowed is not None:
         return "" if value in allowed else f"will not do; give {allowed}"
     if isinstance(value, (int, float)):

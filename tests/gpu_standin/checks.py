@@ -267,7 +267,7 @@ def tables(folder: Path) -> Found:
 
 
 def stages(folder: Path) -> Found:
-    """The stage program: alone, in a group, and measuring."""
+    """The stage process: alone, in a group, and measuring."""
     os.chdir(folder)
     tiny.write_data(folder)
 
@@ -279,7 +279,7 @@ def stages(folder: Path) -> Found:
         Path(name, "solver.prototxt").write_text(write_text(solver))
         stage = {"title": name, "key": name, "program": "solve", "iterations": solver.max_iter, "snapshot": solver.snapshot, "threads": 1,
                  "test_iter": sum(solver.test_iter), "predictions": {}, "backend": "torchcaffe", "device": "gpu", "device_id": 0,
-                 "fast": True, "precision": "tf32", "inexact": False, "group": [name], **more}
+                 "precision": "tf32", "inexact": False, "group": [name], **more}
         Path(name, "stage.json").write_text(json.dumps(stage))
         return name
     write("a")

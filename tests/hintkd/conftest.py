@@ -1,4 +1,4 @@
-"""What tests of runners share: a folder to run in, and stage programs that stay."""
+"""What tests of runners share: a folder to run in, and stage processes that stay."""
 from __future__ import annotations
 
 import shutil
@@ -13,7 +13,7 @@ from hintkd.run.executor import LocalExecutor
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for the module, so that its stage programs can stay."""
+    """One for the module, so that its stage processes can stay."""
     folder = tmp_path_factory.mktemp("workspace")
     tiny.write_data(folder)
     return folder
@@ -29,6 +29,6 @@ def workspace(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[LocalExecutor]:
-    """One for the module: starting stage programs takes seconds."""
+    """One for the module: starting stage processes takes seconds."""
     with LocalExecutor(2) as pool:
         yield pool

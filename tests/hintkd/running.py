@@ -17,7 +17,7 @@ from hintkd.backend import engine, read_weights, write_weights
 from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run.executor import Interpreter
-from hintkd.run.keys import Setting
+from hintkd.run.keys import Numerics
 from hintkd.run.plan import Plan, Task
 from hintkd.run.runner import Runner
 
@@ -56,8 +56,8 @@ class Watcher:
         pass
 
 
-def setting(**changes: Any) -> Setting:
-    return replace(Setting("torchcaffe", engine("torchcaffe")), **changes)
+def numerics(**changes: Any) -> Numerics:
+    return replace(Numerics("torchcaffe", engine("torchcaffe")), **changes)
 
 
 def interpreter() -> Interpreter:
@@ -65,7 +65,7 @@ def interpreter() -> Interpreter:
 
 
 def run(stages: list[Stage], executor: Any, slots: int = 2, together: int = 1, **more: Any) -> tuple[Plan, Runner, Watcher]:
-    plan, watcher = Plan(stages, setting(together=together)), Watcher()
+    plan, watcher = Plan(stages, numerics(together=together)), Watcher()
     executor.slots = slots
     runner = Runner(executor, interpreter(), watcher, **more)
     runner.run(plan)

@@ -13,7 +13,7 @@ from hintkd.backend import engine
 from hintkd.experiment import Experiment
 from hintkd.methods.method import stages_of
 from hintkd.study.probabilities import keep
-from hintkd.study.record import choices, hint_layers
+from hintkd.study.record import fixed, hint_layers
 from hintkd.study.table import Table
 
 PROVENANCE = {"machine": "Linux x86_64", "cpu": "a processor", "cores": 2, "threads": 1, "device": "cpu", "gpu": None, "precision": "fp32",
@@ -43,7 +43,7 @@ def record(x: Experiment, accuracy: float, repeat: int = 1, **changed: Any) -> d
                       "last": {"accuracy": accuracy} if last else {}, "weights": "runs/weights/somewhere.caffemodel"})
     return {"schema": 1, "table": x.table, "row": x.name, "method": x.method.name, "net": x.net, "repeat": repeat,
             "scale": x.scale, "seed": x.seed,
-            "options": x.options.as_dict(), "choices": choices(x), "metric": "accuracy", "last": {"accuracy": accuracy},
+            "options": x.options.as_dict(), "choices": fixed(x), "metric": "accuracy", "last": {"accuracy": accuracy},
             "best": {"accuracy": {"value": accuracy + 0.001, "iteration": 5}}, "iterations": [each["iterations"] for each in found],
             "wall_s": 12.0, "stages": found, "provenance": PROVENANCE, "scaled_from": {}, **changed}
 

@@ -23,7 +23,7 @@ from hintkd.run.estimate import estimate
 from hintkd.run.executor import ExecutorLost, Interpreter, LocalExecutor
 from hintkd.run.plan import Plan, Task
 from hintkd.run.runner import Runner
-from running import Watcher, chain, interpreter, run, setting
+from running import Watcher, chain, interpreter, numerics, run
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.slow
@@ -110,9 +110,9 @@ def test_a_cluster_runs_a_plan_and_progress_is_seen(workspace: Path, two: Machin
     stages = tiny.stages()
     with Cluster(two.address) as cluster:
         assert cluster.slots == 2
-        cost = estimate(Plan(stages, setting()), cluster, interpreter())
+        cost = estimate(Plan(stages, numerics()), cluster, interpreter())
         assert cost.jobs == 2 and cost.total_s > 0
-        plan, watcher = Plan(stages, setting()), Watcher()
+        plan, watcher = Plan(stages, numerics()), Watcher()
         runner = Runner(cluster, interpreter(), watcher)
         runner.run(plan)
     assert not runner.failures and all(task.is_finished for task in plan.tasks.values())
@@ -125,7 +125,7 @@ def test_a_stage_that_fails_stops_only_what_starts_from_it(workspace: Path, two:
     (other,) = chain("other", seed=2)
     with Cluster(two.address, jobs=1) as cluster:
         assert cluster.slots == 1
-        plan = Plan([bad, other], setting())
+        plan = Plan([bad, other], numerics())
         runner = Runner(cluster, interpreter(), Watcher())
         runner.run(plan)
     assert plan.task(other).is_finished and "diverged" in runner.failures[plan.task(bad).key]
@@ -135,7 +135,7 @@ def test_a_stage_whose_worker_is_killed_ends_with_the_same_bytes(workspace: Path
     stage = long()
     expected = in_one_go(stage, executor)
     with Cluster(two.address) as cluster:
-        plan = Plan([stage], setting())
+        plan = Plan([stage], numerics())
 
         def kill() -> None:
             busy = [worker for worker, keys in cluster.client.processing().items() if keys]
@@ -152,7 +152,7 @@ def test_a_stage_whose_worker_is_killed_ends_with_the_same_bytes(workspace: Path
 def test_a_stage_that_kills_its_workers_is_told(workspace: Path, tmp_path: Path) -> None:
     stage = long()
     with machines(tmp_path, 1, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as made, Cluster(made.address) as cluster:
-        plan = Plan([stage], setting())
+        plan = Plan([stage], numerics())
 
         def kill() -> None:
             for pid in cluster.client.run(os.getpid).values():
@@ -165,7 +165,7 @@ def test_a_stage_that_kills_its_workers_is_told(workspace: Path, tmp_path: Path)
 def test_a_lost_scheduler_ends_the_run_and_another_one_goes_on(workspace: Path, tmp_path: Path, executor: LocalExecutor) -> None:
     stage = long()
     expected = in_one_go(stage, executor)
-    plan = Plan([stage], setting())
+    plan = Plan([stage], numerics())
     with machines(tmp_path, 1) as made, Cluster(made.address) as cluster, pytest.raises(ExecutorLost, match="the scheduler is gone"):
         Runner(cluster, interpreter(), Acting(plan.task(stage), made.scheduler.kill)).run(plan)
     assert not plan.task(stage).is_finished
@@ -176,7 +176,7 @@ def test_a_lost_scheduler_ends_the_run_and_another_one_goes_on(workspace: Path, 
 
 def test_leaving_ends_the_stages_on_the_workers(workspace: Path, two: Machines) -> None:
     stage = long(1_000_000)
-    plan = Plan([stage], setting())
+    plan = Plan([stage], numerics())
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -192,7 +192,7 @@ def test_leaving_ends_the_stages_on_the_workers(workspace: Path, two: Machines) 
 
 def test_a_worker_that_does_not_see_the_workspace_says_so(workspace: Path, two: Machines) -> None:
     stages = chain("a")
-    plan = Plan(stages, setting())
+    plan = Plan(stages, numerics())
     with Cluster(two.address) as cluster:
         runner = Runner(cluster, Interpreter(sys.executable, "/nowhere"), Watcher())
         runner.run(plan)

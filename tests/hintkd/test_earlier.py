@@ -13,10 +13,10 @@ from hintkd.methods.method import stages_of
 from hintkd.methods.stage import Stage
 from hintkd.run import digests
 from hintkd.run.earlier import kept
-from hintkd.run.keys import Keys, Parts, Setting, digest
+from hintkd.run.keys import Keys, Numerics, Parts, digest
 from hintkd.run.plan import STAGES, Plan
 
-SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
+NUMERICS = Numerics("torchcaffe", "torchcaffe 1 numeric 1")
 OLD_LAYERS = "4264bdc1a88135b02a93f39752e9fa775e1a196817e9882fe2866128300198db"      # of the file that once held both losses
 FILES = {"hintkd.layers.hint_loss": "06b0f4a511f4c826ebedf41f5ef13d2203064dca12a51bc5192bf988abdee07c",
          "hintkd.layers.softened_cross_entropy": "b5e72a4702ba74fa12e96e8e84c5b15b30760d35a67b3ef00890384270be693f"}
@@ -61,7 +61,7 @@ def write(stage: Stage, key: str, parts: Parts, **files: Any) -> None:
 
 @pytest.mark.parametrize("one_module", [False, True])
 def test_a_chain_of_stages_is_found_under_its_earlier_keys(one_module: bool) -> None:
-    keys, old = Keys(SETTING), dict[Stage, str]()
+    keys, old = Keys(NUMERICS), dict[Stage, str]()
     for stage in stages():
         parts = keys.parts(stage)
         for index, weights in enumerate(stage.weights_in):
@@ -69,25 +69,25 @@ def test_a_chain_of_stages_is_found_under_its_earlier_keys(one_module: bool) -> 
         parts = older(parts, stage, one_module)
         old[stage] = digest(parts)
         write(stage, old[stage], parts)
-    plan = Plan(stages(), SETTING)
+    plan = Plan(stages(), NUMERICS)
     assert [plan.task(stage).key for stage in stages()] == [old[stage] for stage in stages()]
     assert all(plan.task(stage).folder.is_dir() for stage in stages())
     assert [keys.key(stage) for stage in stages()] != [old[stage] for stage in stages()]
     for stage in stages():                                   # a runner writes today's parts into the folder, which keeps its key
         (plan.task(stage).folder / "key.json").write_text(json.dumps({"key": old[stage], "parts": plan.keys.parts(stage)}))
-    assert Plan(stages(), SETTING).tasks.keys() == plan.tasks.keys()
+    assert Plan(stages(), NUMERICS).tasks.keys() == plan.tasks.keys()
 
 
 def test_a_layer_that_computed_something_else_is_not_taken_for_todays() -> None:
     hint = stages()[1]
-    parts = older(Keys(SETTING).parts(hint), hint, one_module=False) | {"source of hintkd.layers.hint_loss": "f" * 64}
+    parts = older(Keys(NUMERICS).parts(hint), hint, one_module=False) | {"source of hintkd.layers.hint_loss": "f" * 64}
     write(hint, "1" * 64, parts)
-    assert Plan([hint], SETTING).task(hint).key == Keys(SETTING).key(hint)
+    assert Plan([hint], NUMERICS).task(hint).key == Keys(NUMERICS).key(hint)
 
 
 def test_a_finished_stage_goes_before_others_of_the_same_hash() -> None:
     teacher = stages()[0]
-    parts, keys = Keys(SETTING).parts(teacher), Keys(SETTING)
+    parts, keys = Keys(NUMERICS).parts(teacher), Keys(NUMERICS)
     write(teacher, keys.key(teacher), parts)
     assert kept(STAGES) == {}
     write(teacher, "1" * 64, parts | {"solver.test_interval": 7}, result={})

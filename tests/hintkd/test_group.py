@@ -9,7 +9,7 @@ import tiny
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run.executor import LocalExecutor
 from hintkd.run.plan import Plan, Task
-from running import Immediate, run, setting
+from running import Immediate, numerics, run
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -31,7 +31,7 @@ def test_stages_of_one_kind_train_together() -> None:
 
 def test_a_begun_group_stays_together_and_one_that_cannot_is_made_anew() -> None:
     stages = second_stages()
-    plan = Plan(stages, setting(together=2))
+    plan = Plan(stages, numerics(together=2))
     first, *tasks = (plan.task(stage) for stage in stages)
     ready = [task.key for task in reversed(tasks)]
 

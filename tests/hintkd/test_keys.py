@@ -15,9 +15,9 @@ from hintkd.errors import UserError
 from hintkd.files import read_sealed, write_sealed
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run import digests
-from hintkd.run.keys import Keys, Setting, differences, flatten
+from hintkd.run.keys import Keys, Numerics, differences, flatten
 
-SETTING = Setting("torchcaffe", "torchcaffe 1 numeric 1")
+NUMERICS = Numerics("torchcaffe", "torchcaffe 1 numeric 1")
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +27,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def key(stage: Stage, setting: Setting = SETTING) -> str:
-    return Keys(setting).key(stage)
+def key(stage: Stage, numerics: Numerics = NUMERICS) -> str:
+    return Keys(numerics).key(stage)
 
 
 def test_how_a_run_is_watched_and_stored_does_not_matter() -> None:
@@ -51,22 +51,22 @@ def test_how_a_run_is_watched_and_stored_does_not_matter() -> None:
 def test_what_decides_the_outcome_changes_the_key_and_is_named(changed: Stage, told: str) -> None:
     stage = Stage.solve("a", tiny.net(), tiny.solver())
     assert key(changed) != key(stage)
-    known = json.loads(json.dumps(Keys(SETTING).parts(stage)))                  # as it comes back from a file
-    assert told in differences(known, Keys(SETTING).parts(changed))
+    known = json.loads(json.dumps(Keys(NUMERICS).parts(stage)))                  # as it comes back from a file
+    assert told in differences(known, Keys(NUMERICS).parts(changed))
 
 
 @pytest.mark.parametrize("changes", [{"backend": "caffe"}, {"engine": "torchcaffe 1 numeric 2"}, {"device": "gpu"}, {"threads": 2},
                                      {"precision": "bf16"}, {"together": 3}])
 def test_the_setting_is_part_of_the_key(changes: dict) -> None:
     stage = Stage.solve("a", tiny.net(), tiny.solver())
-    other = replace(SETTING, **changes)
+    other = replace(NUMERICS, **changes)
     assert key(stage, other) != key(stage)
-    assert any(name in "".join(differences(Keys(SETTING).parts(stage), Keys(other).parts(stage))) for name in changes)
+    assert any(name in "".join(differences(Keys(NUMERICS).parts(stage), Keys(other).parts(stage))) for name in changes)
 
 
 def test_stages_of_one_kind_differ_in_seed_and_weights_alone() -> None:
     def kind(stage: Stage) -> dict:
-        return Keys(SETTING).kind(stage)
+        return Keys(NUMERICS).kind(stage)
     first = Stage.solve("first", tiny.net(), tiny.solver())
     often = tiny.solver()
     often.snapshot = 5
@@ -76,7 +76,7 @@ def test_stages_of_one_kind_differ_in_seed_and_weights_alone() -> None:
 
 
 def test_threads_do_not_matter_on_a_gpu() -> None:
-    stage, gpu = Stage.solve("a", tiny.net(), tiny.solver()), replace(SETTING, device="gpu")
+    stage, gpu = Stage.solve("a", tiny.net(), tiny.solver()), replace(NUMERICS, device="gpu")
     assert key(stage, gpu) == key(stage, replace(gpu, threads=4))
 
 
@@ -85,7 +85,7 @@ def test_the_order_of_layers_matters() -> None:
     layers = list(moved.layer)
     del moved.layer[:]
     moved.layer.extend([*layers[:-2], layers[-1], layers[-2]])
-    parts = [Keys(SETTING).parts(Stage.solve("a", net, tiny.solver())) for net in (tiny.net(), moved)]
+    parts = [Keys(NUMERICS).parts(Stage.solve("a", net, tiny.solver())) for net in (tiny.net(), moved)]
     assert differences(*parts) == ["the order of layers"]
     assert key(Stage.solve("a", moved, tiny.solver())) != key(Stage.solve("a", tiny.net(), tiny.solver()))
 
@@ -94,7 +94,7 @@ def test_a_changed_upstream_stage_changes_what_starts_from_it() -> None:
     first = [Stage.solve("first", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
     second = [Stage.solve("second", tiny.net(), tiny.solver(), weights_in=(Weights(source),)) for source in first]
     assert key(second[0]) != key(second[1])
-    assert differences(*(Keys(SETTING).parts(stage) for stage in second)) == ["the weights it starts from"]
+    assert differences(*(Keys(NUMERICS).parts(stage) for stage in second)) == ["the weights it starts from"]
 
 
 def test_weight_files_count_by_content(workspace: Path) -> None:
@@ -130,7 +130,7 @@ def describe_data(workspace: Path, **more: object) -> Path:
 def test_a_prepared_data_set_counts_by_its_fingerprint(workspace: Path) -> None:
     facts = describe_data(workspace)
     fingerprint = read_sealed(facts)["fingerprint"]
-    parts = Keys(SETTING).parts(Stage.solve("a", tiny.net(), tiny.solver()))
+    parts = Keys(NUMERICS).parts(Stage.solve("a", tiny.net(), tiny.solver()))
     assert parts["net.data#2.data_param.source"] == f"data {fingerprint}/test_lmdb"
     facts.write_text("{")
     with pytest.raises(UserError, match="data/tiny/dataset.json is damaged; prepare"):
@@ -205,9 +205,9 @@ def test_the_source_of_a_python_layer_is_part_of_the_key(workspace: Path, monkey
         key(stage)
     (workspace / "my_layers.py").write_text("raise RuntimeError('is not imported')")
     importlib.invalidate_caches()
-    before = Keys(SETTING).parts(stage)
+    before = Keys(NUMERICS).parts(stage)
     (workspace / "my_layers.py").write_text("class Mine: pass")
-    assert differences(before, Keys(SETTING).parts(stage)) == ["the source of my_layers"]
+    assert differences(before, Keys(NUMERICS).parts(stage)) == ["the source of my_layers"]
 
 
 def test_flatten_names_every_field_that_is_set() -> None:

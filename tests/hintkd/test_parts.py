@@ -18,7 +18,7 @@ from hintkd.run.mend import mend
 from hintkd.run.plan import Plan
 from hintkd.stage import program
 from hintkd.stage.group import KEPT, Member, begin, now, prune, snapshot
-from running import Immediate, run, setting
+from running import Immediate, numerics, run
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -50,7 +50,7 @@ def in_turns(members: list[Member], stop: int = 10**9) -> list[dict[str, Any]]:
 
 
 class Here(Immediate):
-    """An executor that runs the stage program in this process."""
+    """An executor that runs the stage process in this process."""
 
     def submit(self, function: Any, folders: list[str], interpreter: Interpreter) -> Future:
         future: Future = Future()
@@ -118,13 +118,13 @@ def test_a_part_that_is_damaged_is_mended() -> None:
     before = weights.read_bytes(), net.read_bytes()
     weights.write_bytes(b"")
     net.unlink()
-    mend(Plan([cohort()], setting()), told.append)
+    mend(Plan([cohort()], numerics()), told.append)
     assert (weights.read_bytes(), net.read_bytes()) == before
     assert [sentence.partition("; ")[2] for sentence in told] == ["it is written again", "it is written again from the final snapshot"]
 
 
 def test_every_part_decides_the_key() -> None:
-    keys = Keys(setting())
+    keys = Keys(numerics())
     assert keys.key(cohort()) == keys.key(cohort()) != keys.key(cohort(seed=3))
     parts = keys.parts(cohort())
     assert parts["one.solver.random_seed"] == 1 and parts["other.solver.random_seed"] == 2 and parts["program"] == "in turns"

@@ -15,7 +15,7 @@ from hintkd.run.executor import LocalExecutor
 from hintkd.run.folders import REMEMBERED
 from hintkd.run.plan import Plan
 from hintkd.run.remembering import Memory, shares_asked
-from running import interpreter, run, setting
+from running import interpreter, numerics, run
 
 pytestmark = pytest.mark.usefixtures("workspace")
 INPUTS, HIDDEN = tiny.TRAIN * 9, 16                          # windows of 6x6 in 8x8
@@ -48,7 +48,7 @@ def test_how_many_different_inputs_are_asked_for(variants: int) -> None:
 
 
 def test_stages_under_one_teacher_share_what_it_says() -> None:
-    plan = Plan([*stages(), *stages(teacher_seed=9)], setting())
+    plan = Plan([*stages(), *stages(teacher_seed=9)], numerics())
     keys = [key for key, task in plan.tasks.items() if task.stage.title == "kd"]
     shares = shares_asked(plan, {key: Memory("kind", 64, 1, 8, 0) for key in keys})
     assert list(shares.values()) == pytest.approx([64 / 480, 0, 0, 64 / 480, 0, 0])
@@ -58,7 +58,7 @@ def test_stages_under_one_teacher_share_what_it_says() -> None:
 
 def test_an_estimate_counts_what_teachers_say_once(workspace: Path) -> None:
     with LocalExecutor(1) as executor:
-        one, two = (estimate(Plan(plan, setting()), executor, interpreter()) for plan in (stages(), [*stages(), *stages(teacher_seed=9)]))
+        one, two = (estimate(Plan(plan, numerics()), executor, interpreter()) for plan in (stages(), [*stages(), *stages(teacher_seed=9)]))
     assert (one.remembered, two.remembered) == (BYTES, 2 * BYTES)
     assert isinstance(one, Estimate) and one.bytes > BYTES
     assert not REMEMBERED.exists() and not list(Path("runs").glob("estimate-*"))
@@ -71,7 +71,7 @@ def test_no_result_depends_on_what_is_remembered(workspace: Path, monkeypatch: p
         (workspace / str(remember) / "data").symlink_to(workspace / "data")
         monkeypatch.chdir(workspace / str(remember))
         with LocalExecutor(2) as executor:
-            plan = Plan(stages(), setting())
+            plan = Plan(stages(), numerics())
             if not remember:
                 REMEMBERED.parent.mkdir()
                 REMEMBERED.write_text("")                    # where no folder can be

@@ -112,3 +112,14 @@ def test_an_option_that_came_after_a_record_has_its_default(tmp_path: Path) -> N
     write_sealed(folder / "kd/net1.json", {name: value for name, value in content.items() if name != "sha256"})
     (group,) = read_groups(tmp_path / "results/measured")
     assert group.conditions["teacher_statistics"] == "stored"
+
+
+def test_the_table_in_the_documents_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/methods.md").read_text().partition("## What a table may hold")[2]
+    (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    found = load_table(tmp_path / "mine.yaml")
+    wide, kd = (found.experiment(name) for name in ("wide", "kd"))
+    assert wide.student == ResNet(14, (32, 64, 128)) and (wide.tau, wide.schedule.iterations, wide.options.shortcut) == (4, 30_000, "B")
+    assert found.published_mean("kd") == pytest.approx(91.6) and found.output == "accuracy"
+    for x in (wide, kd, found.experiment("from-a-hint")):
+        assert isinstance(x.teacher, Experiment) and isinstance(x.teacher.teacher, Experiment) and stages_of(x)

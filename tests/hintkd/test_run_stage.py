@@ -1,4 +1,4 @@
-"""The stage program on tiny stages: what it leaves behind, and that interruptions leave no trace in it."""
+"""The stage process on tiny stages: what it leaves behind, and that interruptions leave no trace in it."""
 from __future__ import annotations
 
 import ast
@@ -386,7 +386,7 @@ def test_bf16_trains_otherwise_and_is_measured_in_float32() -> None:
 # ----------------------------------------------------------------------------------------------------------- inside any caffe
 
 def inside() -> list[Path]:
-    """The layers and the stage program, and the modules of hintkd that they import."""
+    """The layers and the stage process, and the modules of hintkd that they import."""
     found, open_ = set(), [*(PYTHON / "hintkd/layers").glob("*.py"), *(PYTHON / "hintkd/stage").glob("*.py")]
     while open_:
         path = open_.pop()

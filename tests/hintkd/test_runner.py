@@ -23,12 +23,12 @@ from hintkd.errors import UserError
 from hintkd.methods.stage import Stage, Weights
 from hintkd.run import estimate as estimate_module
 from hintkd.run.estimate import Cost, clear, estimate, makespan, net_digest
-from hintkd.run.executor import Interpreter, LocalExecutor, Program
+from hintkd.run.executor import Interpreter, LocalExecutor, StageProcess
 from hintkd.run.folders import publish_weights
 from hintkd.run.mend import held
 from hintkd.run.plan import Plan, ranks
 from hintkd.run.runner import Runner
-from running import Immediate, Watcher, chain, interpreter, run, setting, wait_for, weights_of
+from running import Immediate, Watcher, chain, interpreter, numerics, run, wait_for, weights_of
 from torchcaffe.proto import prototxt
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -121,7 +121,7 @@ def test_published_weights_run_without_what_only_training_needs(executor: LocalE
     assert accuracy == pytest.approx(plan.task(stage).result()["outputs"]["accuracy"])
 
 
-def test_the_stage_program_answers_for_the_failing_stage_and_lives_on(executor: LocalExecutor) -> None:
+def test_the_stage_process_answers_for_the_failing_stage_and_lives_on(executor: LocalExecutor) -> None:
     bad = Stage.solve("bad", tiny.net(scale=1.0), tiny.solver(lr=1e30))
     good = [Stage.solve("good", tiny.net(), tiny.solver(seed)) for seed in (1, 2)]
     plan, runner, _ = run([bad, *good], executor, slots=1)
@@ -129,15 +129,15 @@ def test_the_stage_program_answers_for_the_failing_stage_and_lives_on(executor: 
     assert all(plan.task(stage).is_finished for stage in good)
 
 
-def test_a_killed_stage_program_fails_its_stage_alone_and_is_replaced() -> None:
+def test_a_killed_stage_process_fails_its_stage_alone_and_is_replaced() -> None:
     long, short = Stage.solve("long", tiny.net(), tiny.solver(iterations=100_000)), Stage.solve("short", tiny.net(), tiny.solver())
     with LocalExecutor(1) as pool:
         class Killing(Watcher):
             def tick(self) -> None:
                 log = plan.task(long).folder / "log.txt"
                 if log.exists() and "Iteration 100 " in log.read_text() and ("failed", "long") not in self.events:
-                    pool.programs._all[0].process.kill()
-        plan, watcher = Plan([long, short], setting()), Killing()
+                    pool.processes._all[0].process.kill()
+        plan, watcher = Plan([long, short], numerics()), Killing()
         runner = Runner(pool, interpreter(), watcher)
         runner.run(plan)
     assert "its process ended with status -9" in runner.failures[plan.task(long).key]
@@ -151,10 +151,10 @@ def test_leaving_the_executor_ends_running_stages_at_once() -> None:
         def tick(self) -> None:
             if (plan.task(stage).folder / "log.txt").exists():
                 raise KeyboardInterrupt
-    plan = Plan([stage], setting())
+    plan = Plan([stage], numerics())
     with pytest.raises(KeyboardInterrupt), LocalExecutor(1) as pool:
         Runner(pool, interpreter(), Impatient()).run(plan)
-    assert pool.programs._all[0].process.returncode == -signal.SIGKILL
+    assert pool.processes._all[0].process.returncode == -signal.SIGKILL
 
 
 # ------------------------------------------------------------------------------------------------------------ another caffe
@@ -173,7 +173,7 @@ def test_another_caffe_runs_the_same_folders(other_python: str) -> None:
     there = Interpreter(other_python, str(Path.cwd()))
     assert there.require_caffe() == "caffe 1.0.0-fake"
     first, *second = tiny.stages()
-    plan = Plan([first, *second], setting(backend="caffe", engine=there.require_caffe()))
+    plan = Plan([first, *second], numerics(backend="caffe", engine=there.require_caffe()))
     with LocalExecutor(2) as pool:
         cost = estimate(plan, pool, there)
         runner = Runner(pool, there, Watcher())
@@ -189,7 +189,7 @@ def test_another_caffe_runs_the_same_folders(other_python: str) -> None:
 
 def test_another_caffe_starts_a_killed_stage_again(other_python: str) -> None:
     (stage,) = chain("a")
-    plan = Plan([stage], setting(backend="caffe", engine="caffe 1.0.0-fake"))
+    plan = Plan([stage], numerics(backend="caffe", engine="caffe 1.0.0-fake"))
     folder = plan.task(stage).folder
     folder.mkdir(parents=True)
     (folder / "snapshot_iter_20.solverstate").write_bytes(b"")
@@ -201,7 +201,7 @@ def test_another_caffe_starts_a_killed_stage_again(other_python: str) -> None:
 
 def test_a_failed_check_of_another_caffe_is_told_with_its_words(other_python: str) -> None:
     stage = Stage.solve("a", tiny.net(), tiny.solver(lr=-1.0))
-    plan = Plan([stage], setting(backend="caffe", engine="caffe 1.0.0-fake"))
+    plan = Plan([stage], numerics(backend="caffe", engine="caffe 1.0.0-fake"))
     with LocalExecutor(1) as pool:
         runner = Runner(pool, Interpreter(other_python, str(Path.cwd())), Watcher())
         runner.run(plan)
@@ -221,7 +221,7 @@ def test_an_interpreter_without_caffe_is_refused(workspace: Path, other_python: 
 
 def test_an_estimate_measures_each_distinct_net_that_is_not_finished(executor: LocalExecutor) -> None:
     stages = [*tiny.stages(), Stage.solve("wide", tiny.net(hidden=64), tiny.solver(iterations=600))]
-    plan = Plan(stages, setting())
+    plan = Plan(stages, numerics())
     cost = estimate(plan, executor, interpreter())
     assert set(cost.seconds) == set(plan.tasks) and min(cost.seconds.values()) > 0 and cost.is_whole
     assert not list(Path("runs").glob("estimate-*/"))
@@ -231,7 +231,7 @@ def test_an_estimate_measures_each_distinct_net_that_is_not_finished(executor: L
 
 def test_an_estimate_counts_iterations_tests_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [Stage.solve("short", tiny.net(), tiny.solver()), Stage.solve("long", tiny.net(), tiny.solver(iterations=600))]
-    plan = Plan(stages, setting())
+    plan = Plan(stages, numerics())
     costs = {net_digest(plan.task(stage)): Cost(0.5, 3.0, 1_000) for stage in stages}
     monkeypatch.setattr(estimate_module, "measure", lambda *arguments: costs)
     (folder := plan.task(stages[-1]).folder).mkdir(parents=True)
@@ -241,16 +241,16 @@ def test_an_estimate_counts_iterations_tests_and_what_is_left(monkeypatch: pytes
 
 
 def test_a_worker_that_is_killed_in_the_estimate_is_replaced_and_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_program, told, kills = Program.run, list[str](), 1
+    run_process, told, kills = StageProcess.run, list[str](), 1
 
-    def killed(program: Program, folders: list[str]) -> list[str]:
+    def killed(process: StageProcess, folders: list[str]) -> list[str]:
         nonlocal kills
         if kills:
             kills -= 1
-            program.process.kill()
-        return run_program(program, folders)
-    monkeypatch.setattr(Program, "run", killed)
-    plan = Plan([Stage.solve("x", tiny.net(), tiny.solver())], setting())
+            process.process.kill()
+        return run_process(process, folders)
+    monkeypatch.setattr(StageProcess, "run", killed)
+    plan = Plan([Stage.solve("x", tiny.net(), tiny.solver())], numerics())
     with LocalExecutor(1) as pool:
         assert estimate(plan, pool, interpreter(), tell=told.append).is_whole and not told
         kills = 2
@@ -270,7 +270,7 @@ def test_what_a_killed_estimate_left_is_cleaned_away_and_a_living_ones_is_not() 
 def test_a_net_that_cannot_be_built_is_told_before_anything_runs(executor: LocalExecutor) -> None:
     net = tiny.net()
     net.layer[2].bottom[0] = "nothing"
-    plan = Plan([Stage.solve("x", net, tiny.solver())], setting())
+    plan = Plan([Stage.solve("x", net, tiny.solver())], numerics())
     with pytest.raises(UserError, match="nothing") as refused:
         estimate(plan, executor, interpreter())
     assert "runs/estimate-log.txt" in str(refused.value) and Path("runs/estimate-log.txt").exists()
@@ -280,12 +280,12 @@ def test_a_net_that_cannot_be_built_is_told_before_anything_runs(executor: Local
 def test_a_disk_that_is_too_small_is_told_before_anything_runs(executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="of disk in .* where 0.0 GB are free: make room"):
-        estimate(Plan(chain("a"), setting()), executor, interpreter())
+        estimate(Plan(chain("a"), numerics()), executor, interpreter())
 
 
 @pytest.mark.parametrize(("jobs", "total"), [(1, 70.0), (2, 40.0), (3, 30.0), (9, 30.0)])
 def test_the_plan_is_played_through_on_so_many_jobs(jobs: int, total: float) -> None:
-    plan = Plan([*chain("a", "b", "c"), *(Stage.solve("x", tiny.net(), tiny.solver(seed)) for seed in (6, 7, 8, 9))], setting())
+    plan = Plan([*chain("a", "b", "c"), *(Stage.solve("x", tiny.net(), tiny.solver(seed)) for seed in (6, 7, 8, 9))], numerics())
     assert makespan(plan, dict.fromkeys(plan.tasks, 10.0), jobs) == total
     assert max(ranks(plan, lambda task: 10.0).values()) == 30.0
 
@@ -298,7 +298,7 @@ sys.path[:0] = {path!r}
 import tiny
 from hintkd.backend import engine
 from hintkd.run.executor import Interpreter, LocalExecutor
-from hintkd.run.keys import Setting
+from hintkd.run.keys import Numerics
 from hintkd.run.plan import Plan
 from hintkd.run.runner import Runner
 from hintkd.methods.stage import Stage, Weights
@@ -306,7 +306,7 @@ from test_runner import Watcher
 first = Stage.solve("first", tiny.net(), tiny.solver(iterations=200))
 second = Stage.solve("second", tiny.net(), tiny.solver(2, iterations=6000), weights_in=(Weights(first, layers=("hidden",)),))
 with LocalExecutor(2) as pool:
-    Runner(pool, Interpreter(sys.executable, os.getcwd()), Watcher()).run(Plan([second], Setting("torchcaffe", engine("torchcaffe"))))
+    Runner(pool, Interpreter(sys.executable, os.getcwd()), Watcher()).run(Plan([second], Numerics("torchcaffe", engine("torchcaffe"))))
 """
 
 
@@ -317,7 +317,7 @@ def start_runner(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", SCRIPT.format(path=[str(HERE), str(PYTHON)])], cwd=folder)
 
 
-def stage_programs(folder: Path) -> list[int]:
+def stage_processes(folder: Path) -> list[int]:
     """The processes whose current directory is this workspace."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -344,7 +344,7 @@ def test_a_runner_killed_in_stage_2_leaves_no_process_and_resumes_to_the_same_by
         process.kill()
         process.wait()
         kills += 1
-        wait_for(lambda: stage_programs(other) == [], "the end of the stage programs")
+        wait_for(lambda: stage_processes(other) == [], "the end of the stage processes")
     assert kills
     assert start_runner(other).wait() == 0
     (a,), (b,) = (list(folder.glob("runs/stages/second-*")) for folder in (whole, other))

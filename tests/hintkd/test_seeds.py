@@ -45,7 +45,7 @@ def test_numbers_without_room_are_refused(wrong, complaint):
 def fed(stage: Stage) -> caffe_pb2.NetParameter:
     """The stage's net in TRAIN, with inputs in the place of records, cut above the last layer with weights of its own."""
     net = caffe_pb2.NetParameter()
-    for layer in stage.only.net.layer:
+    for layer in stage.net.layer:
         if layer.type == "Data" and layer.include[0].phase == caffe_pb2.TRAIN:
             channels, size = (1, 28) if "mnist" in layer.data_param.source else (3, 32)
             net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [1, channels, size, size]}]})
@@ -58,7 +58,7 @@ def drawn(stage: Stage, folder: Path) -> dict[str, str]:
     """Layer -> digest of the random weights that it learns from, of the layers that the stage does not take over from another."""
     path = folder / "net.prototxt"
     path.write_text(write_text(fed(stage)))
-    torchcaffe.set_random_seed(stage.only.solver.random_seed)
+    torchcaffe.set_random_seed(stage.solver.random_seed)
     net = torchcaffe.Net(str(path), torchcaffe.TRAIN)
     return {name: hashlib.sha256(blobs[0].data.tobytes()).hexdigest() for name, blobs in net.params.items()
             if not name.startswith("teacher/") and blobs[0].data.std() > 0}
@@ -70,11 +70,11 @@ def test_no_net_of_any_table_begins_with_the_weights_of_another_role(tmp_path):
     seen: dict[str, set[int]] = defaultdict(set)
     built: set[tuple[int, str]] = set()
     for stage in stages:
-        weights = (stage.only.solver.random_seed, hashlib.sha256(write_text(fed(stage)).encode()).hexdigest())
+        weights = (stage.solver.random_seed, hashlib.sha256(write_text(fed(stage)).encode()).hexdigest())
         if weights not in built:
             built.add(weights)
             for digest in drawn(stage, tmp_path).values():
-                seen[digest].add(stage.only.solver.random_seed)
+                seen[digest].add(stage.solver.random_seed)
     assert len(built) > 50
     assert [seeds for seeds in seen.values() if len(seeds) > 1] == []
 

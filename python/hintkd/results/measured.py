@@ -261,9 +261,9 @@ class Group:
 
     def _like_this(self, table: str, groups: Sequence[Group]) -> Group | None:
         """The group of another table that was measured under the same conditions, networks and data apart."""
-        def setting(group: Group) -> dict[str, str]:
+        def conditions(group: Group) -> dict[str, str]:
             return {name: value for name, value in group.conditions.items() if name not in group.records[0].choices}
-        return next((group for group in groups if group.table.name == table and setting(group) == setting(self)), None)
+        return next((group for group in groups if group.table.name == table and conditions(group) == conditions(self)), None)
 
 
 # ------------------------------------------------------------------------------------------------------------------- reading

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hintkd.backend import engine
-from hintkd.errors import ProgramDied, StageFailed, UserError
+from hintkd.errors import ProcessDied, StageFailed, UserError
 from hintkd.extras import how_to_get
-from hintkd.run.executor import ExecutorLost, Interpreter, end_programs, run_folders
+from hintkd.run.executor import ExecutorLost, Interpreter, end_processes, run_folders
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -29,7 +29,7 @@ CONNECT_S = 30                              # how long a scheduler may take to a
 class Cluster:
     """The workers of the scheduler at `address`, at most `jobs` stages at a time (None: as many as the workers have threads).
 
-    Its `with` block ends by ending the stage programs of this workspace on all workers.
+    Its `with` block ends by ending the stage processes of this workspace on all workers.
     Raises UserError where dask.distributed is not installed, nobody answers, or no worker is there.
     """
 
@@ -76,7 +76,7 @@ class Cluster:
         error = self._lost() if there.status in ("cancelled", "lost") else there.exception()
         if isinstance(error, KilledWorker):
             count = error.allowed_failures + 1
-            error = ProgramDied(f"{'a worker' if count == 1 else f'{count} workers'} died over it, the last one at "
+            error = ProcessDied(f"{'a worker' if count == 1 else f'{count} workers'} died over it, the last one at "
                                 f"{error.last_worker.address}; see what it printed")
         if error is None:
             told: list[str] = []
@@ -96,7 +96,7 @@ class Cluster:
     def __exit__(self, *exception: Any) -> None:
         with suppress(OSError, ValueError, RuntimeError):      # whatever a scheduler that is gone makes of it
             if self.client.status == "running":
-                self.client.run(end_programs, self.workspace)
+                self.client.run(end_processes, self.workspace)
         self.client.close(timeout=CONNECT_S)
 
 

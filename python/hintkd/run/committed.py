@@ -14,7 +14,7 @@ from typing import Any
 
 from hintkd.errors import Damaged
 from hintkd.files import fault, is_whole, read_sealed
-from hintkd.run.keys import Setting
+from hintkd.run.keys import Numerics
 
 MEASURED, WEIGHTS = Path("results/measured"), Path("results/weights")        # relative to the workspace, which is the current directory
 
@@ -102,7 +102,7 @@ class Committed:
         return Recorded(net.content["stages"][net.keys.index(key)], net.content["last"], net.content["provenance"],
                         net.weights if net.keys[-1] == key else None, net.probabilities)
 
-    def remarks(self, folder: str, setting: Setting, known: Collection[str], missing: Collection[str]) -> list[str]:
+    def remarks(self, folder: str, numerics: Numerics, known: Collection[str], missing: Collection[str]) -> list[str]:
         """What there is to say of nets that do not spare a plan its work, a sentence each.
 
         folder            of results/measured, for the plan's own nets
@@ -114,7 +114,7 @@ class Committed:
         nets = [net for net in self.nets if net.folder == folder]
         if nets and missing and not any(net.keys[-1] in known for net in nets):
             provenance = nets[0].content["provenance"]
-            other = [f"{part} {provenance.get(part)}" for part, value in setting.parts().items() if provenance.get(part) != value]
+            other = [f"{part} {provenance.get(part)}" for part, value in numerics.parts().items() if provenance.get(part) != value]
             how = f"with {', '.join(other)}" if other else "from other data or prototxts, or with other layers"
             wrong.append(f"the nets of {folder} in {WEIGHTS} are not the ones asked for: they were trained {how}")
         return wrong

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hintkd.backend import caffe_pb2, write_text
-from hintkd.errors import Damaged, ProgramDied, StageFailed, UserError
+from hintkd.errors import Damaged, ProcessDied, StageFailed, UserError
 from hintkd.files import read_sealed, write_file, write_json
 from hintkd.run.executor import Interpreter, run_folders
 from hintkd.run.mend import held
@@ -92,7 +92,7 @@ def measure(plan: Plan, executor: Any, interpreter: Interpreter, device_id: int,
             for digest, future in futures.items():
                 try:
                     future.result()
-                except ProgramDied as died:
+                except ProcessDied as died:
                     if attempt + 1 == TRIES:
                         tell(f"{distinct[digest].stage.title} cannot be measured: {moved_log(folders[digest], died)}; the run goes on "
                              "without its time")
@@ -124,7 +124,7 @@ def clear() -> None:
 def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterator[dict[str, Path]]:
     """Stage folders, for as long as they are needed, that measure the tasks' nets: no display, no test, no snapshot."""
     root = Path("runs") / f"estimate-{os.getpid()}"
-    setting, folders = plan.setting, {}
+    numerics, folders = plan.numerics, {}
     clear()
     root.mkdir(parents=True, exist_ok=True)
     (root / "lock").touch()
@@ -138,12 +138,12 @@ def probe_folders(tasks: dict[str, Task], plan: Plan, device_id: int) -> Iterato
             for name in ("display", "snapshot", "test_iter", "test_interval", "test_initialization"):
                 solver.ClearField(name)
             solver.net, solver.snapshot_prefix = str(folder / "net.prototxt"), str(folder / "snapshot")
-            solver.solver_mode = solver.GPU if setting.device == "gpu" else solver.CPU
+            solver.solver_mode = solver.GPU if numerics.device == "gpu" else solver.CPU
             write_file(folder / "net.prototxt", write_text(task.stage.net))
             write_file(folder / "solver.prototxt", write_text(solver))
             write_json(folder / "stage.json", {
-                "program": "probe", "title": task.stage.title, "backend": setting.backend, "device": setting.device, "device_id": device_id,
-                "threads": setting.threads, "precision": setting.precision, "key": digest,
+                "program": "probe", "title": task.stage.title, "backend": numerics.backend, "device": numerics.device,
+                "device_id": device_id, "threads": numerics.threads, "precision": numerics.precision, "key": digest,
                 "remember": str(folder / "remembered"), "group": [digest], "seconds": PROBE_S,
                 "test_iter": sum(task.stage.solver.test_iter)})
         yield folders

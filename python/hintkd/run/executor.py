@@ -1,8 +1,8 @@
 """Where stages run: an executor with concurrent.futures' interface, and the processes behind it.
 
-`run_folders` is what an executor is given: it hands a stage folder, or those of a group, to a stage program that the calling thread
+`run_folders` is what an executor is given: it hands a stage folder, or those of a group, to a stage process that the calling thread
 keeps for many stages, because starting one costs seconds.  A thread pool of `jobs` threads is therefore all that a local executor is,
-and a dask.distributed client whose workers see the same workspace can take its place.  The stage programs die with the process that
+and a dask.distributed client whose workers see the same workspace can take its place.  The stage processes die with the process that
 started them.
 """
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from hintkd.errors import ProgramDied, StageFailed, UserError
+from hintkd.errors import ProcessDied, StageFailed, UserError
 
 ANSWER = 10_000                             # characters of an interpreter's answer that are read
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that has a caffe, and where its stage programs run.
+    """A Python that has a caffe, and where its stage processes run.
 
     python       path of the interpreter; for torchcaffe the present one
     workspace    the folder that the paths in prototxts are relative to
@@ -95,8 +95,8 @@ class ExecutorLost(UserError):
     """Whatever runs the stages is gone, and no stage can be run any more."""
 
 
-class Program:
-    """A stage program that waits for folders."""
+class StageProcess:
+    """One that waits for folders."""
 
     def __init__(self, interpreter: Interpreter):
         self.interpreter = interpreter
@@ -107,7 +107,7 @@ class Program:
     def run(self, folders: Sequence[str]) -> list[str]:
         """Run a stage folder, or a group's; a sentence for each damaged file that it found.
 
-        Raises StageFailed with its sentence, and ProgramDied if the program dies over it.
+        Raises StageFailed with its sentence, and ProcessDied if the process dies over it.
         """
         assert self.process.stdin and self.process.stdout
         try:
@@ -117,14 +117,14 @@ class Program:
         except OSError:
             line = ""
         if not line:
-            raise ProgramDied(self._last_words(folders[0]))
+            raise ProcessDied(self._last_words(folders[0]))
         answer = json.loads(line)
         if answer["error"]:
             raise StageFailed("; ".join([*answer["told"], answer["error"]]))
         return answer["told"]
 
     def _last_words(self, folder: str) -> str:
-        """Why a program ended without an answer: a failed CHECK of Caffe says so in the log, a killed one nothing."""
+        """Why a process ended without an answer: a failed CHECK of Caffe says so in the log, a killed one nothing."""
         _, errors = self.process.communicate()
         try:
             log = Path(self.interpreter.workspace, folder, "log.txt").read_text(errors="replace").splitlines()
@@ -145,19 +145,19 @@ class Program:
         self.process.wait()
 
 
-class Programs:
-    """The stage programs of an executor's threads, one each."""
+class StageProcesses:
+    """The stage processes of an executor's threads, one each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._all: list[Program] = []
+        self._all: list[StageProcess] = []
         self._closed = False
 
-    def start(self, interpreter: Interpreter) -> Program:
+    def start(self, interpreter: Interpreter) -> StageProcess:
         with self._lock:
             if self._closed:
                 raise StageFailed("it was stopped before it began")
-            self._all = [program for program in self._all if program.is_alive] + [Program(interpreter)]
+            self._all = [process for process in self._all if process.is_alive] + [StageProcess(interpreter)]
             return self._all[-1]
 
     def end(self) -> None:
@@ -169,28 +169,28 @@ class Programs:
     def end_in(self, workspace: str | None) -> None:
         """End those of one workspace, or all."""
         with self._lock:
-            for program in self._all:
-                if workspace in (None, program.interpreter.workspace):
-                    program.end()
+            for process in self._all:
+                if workspace in (None, process.interpreter.workspace):
+                    process.end()
 
 
-_thread = threading.local()                                  # .programs: whose thread this is; .program: its stage program
-_of_others = Programs()                                      # for threads of executors that are not LocalExecutor
+_thread = threading.local()                                  # .processes: whose thread this is; .process: its stage process
+_of_others = StageProcesses()                                # for threads of executors that are not LocalExecutor
 
 
 def run_folders(folders: Sequence[str], interpreter: Interpreter) -> list[str]:
-    """Run a stage folder, or a group's, relative to the workspace, in this thread's stage program; what is damaged.  Raises StageFailed."""
-    program: Program | None = getattr(_thread, "program", None)
-    if program is not None and (program.interpreter != interpreter or not program.is_alive):
-        program.end()
-        program = None
-    if program is None:
-        program = _thread.program = getattr(_thread, "programs", _of_others).start(interpreter)
-    return program.run(folders)
+    """Run a stage folder, or a group's, relative to the workspace, in this thread's stage process; what is damaged.  Raises StageFailed."""
+    process: StageProcess | None = getattr(_thread, "process", None)
+    if process is not None and (process.interpreter != interpreter or not process.is_alive):
+        process.end()
+        process = None
+    if process is None:
+        process = _thread.process = getattr(_thread, "processes", _of_others).start(interpreter)
+    return process.run(folders)
 
 
-def end_programs(workspace: str) -> None:
-    """End the stage programs of a workspace that threads of no LocalExecutor have in this process."""
+def end_processes(workspace: str) -> None:
+    """End the stage processes of a workspace that threads of no LocalExecutor have in this process."""
     _of_others.end_in(workspace)
 
 
@@ -199,13 +199,13 @@ class LocalExecutor(ThreadPoolExecutor):
 
     def __init__(self, jobs: int):
         self.slots = jobs
-        self.programs = Programs()
+        self.processes = StageProcesses()
         super().__init__(max_workers=jobs, thread_name_prefix="stage", initializer=self._adopt)
 
     def _adopt(self) -> None:
-        _thread.programs = self.programs
+        _thread.processes = self.processes
 
     def __exit__(self, *exception: Any) -> None:
         self.shutdown(wait=False, cancel_futures=True)
-        self.programs.end()
+        self.processes.end()
         self.shutdown(wait=True)

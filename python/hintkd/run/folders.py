@@ -17,23 +17,23 @@ from hintkd.backend import caffe_pb2, read_weights, write_text, write_weights
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_file, write_json, write_sealed, written
 from hintkd.methods.stage import Part, Stage
-from hintkd.run.keys import Setting
+from hintkd.run.keys import Numerics
 from hintkd.run.plan import Plan, Task
 
 REMEMBERED = Path("runs/remembered")        # what teachers have said, which no result depends on: it may be deleted at any time
 
 
-def stage_json(task: Task, group: list[str], setting: Setting, device_id: int = 0, inexact: bool = False) -> dict[str, Any]:
-    """What the stage program is told beside the prototxts; `group` has the keys of all that train together, the task's own among them."""
+def stage_json(task: Task, group: list[str], numerics: Numerics, device_id: int = 0, inexact: bool = False) -> dict[str, Any]:
+    """What the stage process is told beside the prototxts; `group` has the keys of all that train together, the task's own among them."""
     parts = {part.name: {"iterations": part.solver.max_iter, "snapshot": part.solver.snapshot, "test_iter": sum(part.solver.test_iter),
                          "predictions": predictions_of(part.net)} for part in task.stage.parts}
     return {"schema": 1, "title": task.stage.title, "key": task.key, "group": group, "program": task.stage.program,
-            "backend": setting.backend, "device": setting.device, "device_id": device_id, "threads": setting.threads,
-            "precision": setting.precision, "remember": str(REMEMBERED), "inexact": inexact, **parts.get("", {"parts": parts})}
+            "backend": numerics.backend, "device": numerics.device, "device_id": device_id, "threads": numerics.threads,
+            "precision": numerics.precision, "remember": str(REMEMBERED), "inexact": inexact, **parts.get("", {"parts": parts})}
 
 
 def write_folder(task: Task, plan: Plan, told: dict[str, Any], digests: Mapping[str, str] | None = None) -> None:
-    """All that the stage program needs, also for `caffe train --solver=FOLDER/solver.prototxt --weights=FOLDER/init.caffemodel`.
+    """All that the stage process needs, also for `caffe train --solver=FOLDER/solver.prototxt --weights=FOLDER/init.caffemodel`.
 
     told       its stage.json, to which the digests of the weights in are added
     digests    of files in the folder; those of the weights in are looked up here, or else in the stage.json that is there

@@ -32,8 +32,8 @@ DATA_PATHS = frozenset({"source", "mean_file"})              # fields of layers 
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How stages are run; part of every key, because each of these can change the last bits of a result.
+class Numerics:
+    """What arithmetic stages are run with; part of every key, because each of these can change the last bits of a result.
 
     engine     the backend's version, from backend.engine()
     device     "cpu" or "gpu"
@@ -58,13 +58,13 @@ class Setting:
 
 
 class Keys:
-    """The keys of stages in one setting.
+    """The keys of stages that are run with these numerics.
 
     kept    by the hash of a stage's parts, the key under which a workspace keeps it where that is another, of an earlier definition
     """
 
-    def __init__(self, setting: Setting, kept: Mapping[str, str] | None = None):
-        self.setting, self.kept = setting, kept or {}
+    def __init__(self, numerics: Numerics, kept: Mapping[str, str] | None = None):
+        self.numerics, self.kept = numerics, kept or {}
         self._known: dict[Stage, tuple[str, Parts]] = {}
 
     def key(self, stage: Stage) -> str:
@@ -99,7 +99,7 @@ class Keys:
 
     def _parts(self, stage: Stage) -> Parts:
         """Those of a stage's only part stand as they are, those of several begin with the part's name."""
-        parts: Parts = {"program": stage.program, **self.setting.parts()}
+        parts: Parts = {"program": stage.program, **self.numerics.parts()}
         for part in stage.parts:
             own = self._of(part)
             parts.update({f"{part.name}.{name}": value for name, value in own.items()} if part.name else own)

@@ -2,7 +2,7 @@
 made again from what is whole; where nothing is, the stage is taken up again.
 
 A finished stage's result.json holds the digests that files are compared with, an unfinished one's progress.json.  Snapshots that a stage
-goes on from are the stage program's business, data that of digests.py.
+goes on from are the stage process's business, data that of digests.py.
 """
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def write_again(name: str, task: Task, plan: Plan) -> None:
     """
     result, group = task.result(), task.begun_in or [task.key]
     try:
-        write_folder(task, plan, stage_json(task, group, plan.setting), result["digests"])
+        write_folder(task, plan, stage_json(task, group, plan.numerics), result["digests"])
     except UserError:
         forget(name, task)
         raise

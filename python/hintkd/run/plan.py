@@ -18,7 +18,7 @@ from hintkd.files import fault, read_sealed
 from hintkd.methods.stage import Part, Stage
 from hintkd.run.committed import Committed, Recorded
 from hintkd.run.earlier import kept
-from hintkd.run.keys import Keys, Setting
+from hintkd.run.keys import Keys, Numerics
 
 STAGES = Path("runs/stages")                # relative to the workspace, which is the current directory
 
@@ -74,7 +74,7 @@ class Task:
             return []
 
     def result(self) -> dict[str, Any]:
-        """What the stage program says of the finished stage.  Raises Damaged if its file is."""
+        """What the stage process says of the finished stage.  Raises Damaged if its file is."""
         return read_sealed(self.folder / "result.json", "weights")
 
     def predictions(self) -> dict[str, np.ndarray]:
@@ -93,8 +93,8 @@ class Plan:
     committed    what need not be run because a committed record tells of it; without it, only what was run in this workspace counts
     """
 
-    def __init__(self, stages: Iterable[Stage], setting: Setting, committed: Committed | None = None):
-        self.setting, self.keys, self.committed = setting, Keys(setting, kept(STAGES)), committed
+    def __init__(self, stages: Iterable[Stage], numerics: Numerics, committed: Committed | None = None):
+        self.numerics, self.keys, self.committed = numerics, Keys(numerics, kept(STAGES)), committed
         self.tasks: dict[str, Task] = {}
         for stage in stages:
             self._add(stage)
@@ -113,7 +113,7 @@ class Plan:
     def group(self, first: Task, ready: Iterable[str]) -> list[Task]:
         """The tasks among those `ready`, by key, that train together with `first`, in the plan's order.
 
-        They are those it was begun with, so that it can go on, or else as many of its kind as the setting allows that cannot go on.
+        They are those it was begun with, so that it can go on, or else as many of its kind as the numerics allow that cannot go on.
         """
         known, kind = set(ready), self.keys.kind(first.stage)
 
@@ -123,7 +123,7 @@ class Plan:
             return [self.tasks[key] for key in first.begun_in]
         others = [task.key for task in self.tasks.values()
                   if task.key in known - {first.key} and self.keys.kind(task.stage) == kind and not goes_on(task)]
-        chosen = {first.key, *others[:self.setting.together - 1]}
+        chosen = {first.key, *others[:self.numerics.together - 1]}
         return [task for task in self.tasks.values() if task.key in chosen]
 
     def names(self, tasks: Iterable[Task] | None = None) -> set[str]:

@@ -90,14 +90,14 @@ class Runner:
         failed = set()
         for task in group:
             try:
-                write_folder(task, plan, stage_json(task, [member.key for member in group], plan.setting, self.device_id, self.inexact))
+                write_folder(task, plan, stage_json(task, [member.key for member in group], plan.numerics, self.device_id, self.inexact))
             except UserError as error:
                 self._fail(task, str(error), todo)
                 failed.add(task.key)
         return failed
 
     def _tell(self, future: Any) -> None:
-        """Pass on what a stage program found damaged, and what it did about it."""
+        """Pass on what a stage process found damaged, and what it did about it."""
         if not future.cancelled() and future.exception() is None:
             for sentence in future.result() or ():
                 self.watcher.told(sentence)

@@ -17,7 +17,7 @@ RATE = re.compile(rf"^Iteration (\d+), lr = {NUMBER}", re.IGNORECASE)
 TESTING = re.compile(r"^Iteration (\d+), Testing net \(#(\d+)\)")
 OUTPUT = re.compile(rf"^\s*(Train|Test) net output #(\d+): (\S+) = {NUMBER}", re.IGNORECASE)
 START = re.compile(r"^Stage \S+ starts at iteration (\d+)")
-START_LINE = "Stage {} starts at iteration {}"             # what the stage program writes when it starts or resumes
+START_LINE = "Stage {} starts at iteration {}"             # what the stage process writes when it starts or resumes
 
 Curve = list[tuple[int, float]]                             # (iteration, value), by rising iteration
 MARKS = 12                                                  # displays over which a rate is taken

@@ -1,4 +1,4 @@
-"""The stage program: runs stage folders inside any caffe's interpreter, with numpy alone beside that caffe.
+"""The programs of stages, and the stage process, which runs stage folders by them in any caffe's interpreter that has numpy.
 
     python -m hintkd.stage.program FOLDER...                run these folders, one after the other
     python -m hintkd.stage.program --together FOLDER...     run these folders as the group that their stage.json name, side by side
@@ -6,7 +6,7 @@
                                                         group, answer it with one line of JSON, and die with the process PARENT
 
 A folder says all that decides its outcome: solver.prototxt, net.prototxt, stage.json and, if it starts from weights,
-init.caffemodel.  The program leaves log.txt (Caffe's own log), the final snapshot and, last, result.json: a stage is finished if and
+init.caffemodel.  Its program leaves log.txt (Caffe's own log), the final snapshot and, last, result.json: a stage is finished if and
 only if that file is there.  Killed at any moment and started again, a stage ends with the same bytes on torchcaffe; a real Caffe
 starts its data at row 0 when it restores, so there the stage starts again.  A group fails with the first of its stages that does.
 Which stage runs when is the runner's business.

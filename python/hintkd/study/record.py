@@ -162,7 +162,7 @@ def record(run: Run, tasks: list[Task], plan: Plan, kept: dict[str, Any] | None)
     last["weights"] = f"{run.weights}.caffemodel"
     return {
         "schema": SCHEMA, "table": x.table, "row": x.name, "method": x.method.name, "net": x.net, "repeat": run.repeat, "scale": x.scale,
-        "seed": x.seed, "options": x.options.as_dict(), "choices": choices(x), "metric": metric.output,
+        "seed": x.seed, "options": x.options.as_dict(), "choices": fixed(x), "metric": metric.output,
         "last": numbers, "best": {name: best(name, [*last["test"].get(name, []), (last["iterations"], value)])
                                   for name, value in last["last"].items()},
         "iterations": [stage["iterations"] for stage in stages], "wall_s": sum(stage["wall_s"] for stage in stages),
@@ -200,7 +200,7 @@ def best(name: str, curve: Curve) -> dict[str, Any]:
     return {"value": value, "iteration": iteration}
 
 
-def choices(x: Experiment) -> dict[str, Any]:
+def fixed(x: Experiment) -> dict[str, Any]:
     """What the experiment fixes beside its options."""
     taught = x.teacher if isinstance(x.teacher, Experiment) else None
     file = x.teacher if isinstance(x.teacher, Trained) else None
@@ -228,13 +228,13 @@ def predictions(kept: Mapping[str, np.ndarray]) -> tuple[Scores, Labels]:
 
 def provenance(plan: Plan, tasks: list[Task]) -> dict[str, Any]:
     """Where, when and with what the stages were run."""
-    setting, parts = plan.setting, [plan.keys.parts(task.stage) for task in tasks]
+    numerics, parts = plan.numerics, [plan.keys.parts(task.stage) for task in tasks]
     if tasks[-1].recorded and not tasks[-1].was_run:
         return {**tasks[-1].recorded.provenance, "data_fingerprint": fingerprints(parts)}
     result = tasks[-1].result()
     found = {name: result["environment"].get(name) for name in ("python", "torch", "numpy", "engine", "instructions", "gpu")}
-    return {**result["machine"], **found, "threads": setting.threads, "device": setting.device, "precision": setting.precision,
-            "together": setting.together, "backend": setting.backend, **commit(),
+    return {**result["machine"], **found, "threads": numerics.threads, "device": numerics.device, "precision": numerics.precision,
+            "together": numerics.together, "backend": numerics.backend, **commit(),
             "started": min(task.result()["started"] for task in tasks if task.was_run), "finished": result["finished"],
             "data_fingerprint": fingerprints(parts)}
 

@@ -28,7 +28,7 @@ from hintkd.run.committed import WEIGHTS, Committed
 from hintkd.run.digests import restore_descriptions
 from hintkd.run.estimate import Estimate, clear, estimate
 from hintkd.run.executor import Interpreter, LocalExecutor
-from hintkd.run.keys import Setting
+from hintkd.run.keys import Numerics
 from hintkd.run.mend import mend
 from hintkd.run.plan import Plan, Task
 from hintkd.run.progress import Bars, clock, counted, warn
@@ -45,14 +45,14 @@ GPU_JOBS = 2                                # stages side by side on a GPU: thes
 
 @dataclass(frozen=True)
 class Resources:
-    """What a request is run with.  `setting` is part of the stages' keys; the rest is not.
+    """What a request is run with.  `numerics` is part of the stages' keys; the rest is not.
 
     jobs         stages side by side, on a cluster at most; None there for as many as its workers have threads
     device_id    which GPU
     scheduler    the address of a dask scheduler whose workers run the stages; None runs them here
     inexact      go on with stages that were begun with other numerics
     """
-    setting: Setting
+    numerics: Numerics
     interpreter: Interpreter
     jobs: int | None
     device_id: int = 0
@@ -101,7 +101,7 @@ def resources(name: str = "torchcaffe", caffe_python: str | None = None, device:
     engine = interpreter.require_caffe() if caffe_python else backend.engine(name)
     if not jobs and not scheduler:
         jobs = GPU_JOBS if kind == "gpu" else max(1, limits.cores() // threads)
-    return Resources(Setting(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact, scheduler)
+    return Resources(Numerics(name, engine, kind, threads, precision, together), interpreter, jobs, int(number or 0), inexact, scheduler)
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ class Request:
 
         content = {"schema": 1, "scale": self.scale, "repeats": max(self.repeats, before["repeats"]),
                    "rows": joined(before["rows"], self.rows), "nets": joined(before["nets"], self.nets), "seed": self.seed,
-                   "backend": used.setting.backend, "device": used.setting.device, "threads": used.setting.threads,
-                   "precision": used.setting.precision, "together": used.setting.together,
-                   "caffe_python": used.interpreter.python if used.setting.backend == "caffe" else None, "keys": {**before["keys"], **keys},
-                   "table_sha256": sha256(table.encode()).hexdigest()}
+                   "backend": used.numerics.backend, "device": used.numerics.device, "threads": used.numerics.threads,
+                   "precision": used.numerics.precision, "together": used.numerics.together,
+                   "caffe_python": used.interpreter.python if used.numerics.backend == "caffe" else None,
+                   "keys": {**before["keys"], **keys}, "table_sha256": sha256(table.encode()).hexdigest()}
         if content != before or not is_whole(path.with_suffix(".yaml"), content["table_sha256"]):
             write_file(path.with_suffix(".yaml"), table)
             write_sealed(path, content)
@@ -225,7 +225,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     stages, tell = [stage for run in runs for stage in run.stages], partial(warn, console)
     if not dry_run:
         restore_descriptions(stages, tell)
-    plan = Plan(stages, used.setting, committed)
+    plan = Plan(stages, used.numerics, committed)
     require_whole_tests(runs)
     given = [weights.source for stage in stages for part in stage.parts for weights in part.weights_in]
     for path in {source for source in given if isinstance(source, Path)}:
@@ -239,7 +239,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
     todo = plan.unfinished()
     console.print(f"{request.table.title}: {counted(len(plan.tasks), 'stage')}, {len(plan.tasks) - len(todo)} of them finished",
                   highlight=False)
-    for sentence in committed.remarks(request.name, used.setting, plan.names(), plan.names(todo)):
+    for sentence in committed.remarks(request.name, used.numerics, plan.names(), plan.names(todo)):
         tell(sentence)
     failures: dict[str, str] = {}
     clear()
@@ -256,7 +256,7 @@ def reproduce(request: Request, used: Resources, console: Console, dry_run: bool
                 console.print(listing(plan, named, cost))
             about = "about" if cost.is_whole else "at least"
             console.print(f"{about} {clock(cost.total_s)} with {counted(cost.jobs, 'stage')} side by side on "
-                          f"{used.scheduler or used.setting.device}, and {cost.bytes / 1e6:,.0f} MB of disk"
+                          f"{used.scheduler or used.numerics.device}, and {cost.bytes / 1e6:,.0f} MB of disk"
                           + f", {cost.remembered / 1e6:,.0f} of them for what teachers have said" * bool(cost.remembered), highlight=False)
             if dry_run:
                 return False

@@ -22,7 +22,7 @@ from hintkd.files import fault, read_json
 from hintkd.metrics import METRICS
 from hintkd.run.committed import MEASURED, WEIGHTS, Committed, Net, read_nets
 from hintkd.run.earlier import read_key, translated
-from hintkd.run.keys import Setting, differences
+from hintkd.run.keys import Numerics, differences
 from hintkd.run.plan import STAGES, Plan, Task
 from hintkd.run.progress import counted, warn
 from hintkd.stage.program import FAILURE
@@ -72,7 +72,7 @@ def of_request(path: Path) -> Answer:
     """The answer to the request that was saved here."""
     try:
         request, used, known = load_request(path)
-        return look(request, used.setting, known)
+        return look(request, used.numerics, known)
     except Damaged as damage:
         return Answer(path.stem, damaged=str(damage))
 
@@ -89,7 +89,7 @@ def of_kept(name: str, nets: list[Net]) -> Answer:
         request = Request(load_table(own) if own.is_file() else find_table(content["table"]), seed=content["seed"],
                           repeats=max(net.content["repeat"] for net in nets))
         engine = backend.engine("torchcaffe") if provenance["backend"] == "torchcaffe" else provenance["engine"]
-        return look(request, Setting(engine=engine, **{part: provenance[part] for part in (
+        return look(request, Numerics(engine=engine, **{part: provenance[part] for part in (
             "backend", "device", "threads", "precision", "together")}), {})
     except UserError as error:
         return Answer(name, missing=f"{name}: {counted(len(nets), 'net')} in {WEIGHTS}, but {error}")
@@ -121,14 +121,14 @@ def data(table: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def look(request: Request, setting: Setting, known: dict[str, str]) -> Answer:
+def look(request: Request, numerics: Numerics, known: dict[str, str]) -> Answer:
     """The answer to a request; `known` are the keys that its stages had when they were asked for, by `stage_name`."""
     if request.table.missing:
         return Answer(request.name, tuple(without_methods(known, request.table.missing)), ())
     runs, committed = request.runs(), Committed(METRICS[request.table.metric].output)
-    plan = Plan([stage for run in runs for stage in run.stages], setting, committed)
+    plan = Plan([stage for run in runs for stage in run.stages], numerics, committed)
     before = {plan.keys.key(stage): known.get(stage_name(run, i)) for run in runs for i, stage in enumerate(run.stages)}
-    remarks = committed.remarks(request.name, setting, plan.names(), plan.names(plan.unfinished()))
+    remarks = committed.remarks(request.name, numerics, plan.names(), plan.names(plan.unfinished()))
     return Answer(request.name, tuple(states(plan, labels(runs, plan), before)), tuple(remarks))
 
 

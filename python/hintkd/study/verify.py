@@ -125,12 +125,12 @@ def test_folders(nets: Sequence[Net], used: Resources) -> Iterator[list[Path]]:
 
 
 def write_test(folder: Path, net: Net, used: Resources) -> None:
-    """A stage folder in which the stage program tests a net: its outputs in result.json, its class scores in predictions.npz."""
-    setting, content = used.setting, net.content
+    """A stage folder in which the stage process tests a net: its outputs in result.json, its class scores in predictions.npz."""
+    numerics, content = used.numerics, net.content
     write_file(folder / "net.prototxt", net.prototxt.read_text())
     write_json(folder / "stage.json", {
-        "program": "test", "title": net.name, "key": net.keys[-1], "group": [net.keys[-1]], "backend": setting.backend,
-        "device": setting.device, "device_id": used.device_id, "threads": content["provenance"]["threads"], "precision": "fp32",
+        "program": "test", "title": net.name, "key": net.keys[-1], "group": [net.keys[-1]], "backend": numerics.backend,
+        "device": numerics.device, "device_id": used.device_id, "threads": content["provenance"]["threads"], "precision": "fp32",
         "weights": str(net.weights), "test_iter": content["weights"]["test_iter"],
         "predictions": predictions_of(read_prototxt(net.prototxt))})
 

@@ -1,4 +1,4 @@
-"""A stand-in for a real Caffe: pycaffe's functions and files as far as the stage program uses them, and nothing of torchcaffe's extensions.
+"""A stand-in for a real Caffe: pycaffe's functions and files as far as the stage process uses them, and nothing of torchcaffe's extensions.
 
 Its "training" adds a thousandth of the rate to every weight in each iteration, so that a test can tell what came out.  Like Caffe it writes
 its log past Python to the standard error, and ends the process where a CHECK fails: here, at a negative rate.
@@ -87,7 +87,7 @@ class _Solver:
         Path(base + ".solverstate").write_bytes(b"")
 
     def restore(self, path):
-        raise AssertionError("a real Caffe would start its data at row 0: the stage program must not restore")
+        raise AssertionError("a real Caffe would start its data at row 0: the stage process must not restore")
 
     def solve(self):
         if not self.param.snapshot or self.iter % self.param.snapshot:

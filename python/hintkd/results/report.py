@@ -18,7 +18,8 @@ from hintkd.results.measured import Group, Judgement, Record, read_groups
 from hintkd.results.pictures import pictures
 from hintkd.results.verdicts import CONFIDENCE, Spread, Verdict, overall, spread
 from hintkd.study.claims import Claim, Operand
-from hintkd.study.table import ORIGINAL, Learner, Table, find_table, table_names
+from hintkd.study.rows import ORIGINAL, Learner
+from hintkd.study.table import Table, find_table, table_names
 
 MEASURED, REPORT, FIGURES = Path("results/measured"), Path("results/report.md"), Path("results/figures")
 COLOURS: dict[Verdict, str] = {"holds": "green", "does not hold": "red", "within noise": "yellow", "not judged": "dim"}

@@ -11,119 +11,32 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from hintkd import experiment, limits
-from hintkd.backend import count_records
 from hintkd.errors import UserError
-from hintkd.experiment import DATASETS, Dataset, Experiment, Trained
-from hintkd.files import read_sealed
+from hintkd.experiment import Experiment, Trained
 from hintkd.methods.method import Method
 from hintkd.methods.papers import PAPERS, Paper, own_methods, paper
 from hintkd.metrics import METRICS, Metric
-from hintkd.nets.networks import NETWORKS
 from hintkd.seeds import TABLE_SEEDS
 from hintkd.study.claims import ClaimField
 from hintkd.study.fields import built, changed, checked, names_of, near, path_of, place_of
 from hintkd.study.names import FOLDERS
 from hintkd.study.names import table_names as table_names
+from hintkd.study.rows import ORIGINAL, TEACHER, DataSet, Learner, Row, dataset_in, dataset_of, learner_of
 from hintkd.study.yaml_file import read_yaml
 
-TEACHER, ORIGINAL = "teacher", "original"                    # rows of every table: the teacher (one net) and the student without one
 _PLAIN = ("test_loss", "regressor", "hint_pairs", "tau", "lambda_", "lambda_schedule", "lambda_end")
 _OF_AN_EXPERIMENT = ("dataset", "student", "teacher", "schedule", "options", *_PLAIN)     # of a table: what experiments are made of
 
 
-def _dataset(given: Any, place: str = "dataset") -> Dataset:
-    """A known data set by its name, or one by its fields."""
-    if isinstance(given, Dataset):
-        return given
-    if isinstance(given, str):
-        if given not in DATASETS:
-            raise UserError(f"{place}: {given!r} is not a data set; {near(given, list(DATASETS))}")
-        return DATASETS[given]
-    return built(Dataset, given, place)
-
-
-def _dataset_name(dataset: Dataset) -> Any:
-    return next((name for name, known in DATASETS.items() if known == dataset), dataclasses.asdict(dataset))
-
-
-DataSet = Annotated[Dataset, BeforeValidator(_dataset), PlainSerializer(_dataset_name)]            # a known one's name, or all its fields
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 # -------------------------------------------------------------------------------------------------------------------- schema
 
-class Learner(BaseModel):
-    """A teacher or student: the network, by its name in NETWORKS and what that takes, such as depth and widths.
-
-    `published` is what the paper reports for it when it is trained on the labels alone.
-    """
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    net: str = "resnet"
-    published: Number | None = None
-    dataset: DataSet | None = None                           # a teacher's own training set
-    weights: Path | None = None                              # a trained teacher from elsewhere, and its net if that is not this one
-    prototxt: Path | None = None
-    method: str = ORIGINAL                                   # that trains the teacher
-    teacher: Learner | None = None                           # the teacher's own, for a method that needs one
-
-    def network(self, place: str) -> experiment.Network:
-        """Raises UserError, naming the field, on what does not make a network."""
-        if self.net not in NETWORKS:
-            raise UserError(f"{place}.net: {self.net!r} is not a network; {near(self.net, list(NETWORKS))}")
-        try:
-            return built(NETWORKS[self.net], self.model_extra or {}, place)  # type: ignore[arg-type]
-        except UserError as error:
-            raise UserError(str(error) if str(error).startswith(place) else f"{place}: {error}") from None
-
-
-class Row(_Strict):
-    """A method, what is set otherwise than for the table, and the published values in the table's metric.
-
-    name         of its results; the method's where it has none
-    published    one value per net, of the table's last column where it has columns
-    average      as it was printed, or all that was printed
-    columns      by column, one value per net or a single one; in YAML `published` may be such a mapping
-    """
-    method: str
-    name: str = ""
-    set: dict[str, Any] = {}
-    published: tuple[Number, ...] = ()
-    average: Number | None = None
-    columns: dict[str, Number | tuple[Number, ...]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_before(cls, given: Any) -> Any:
-        """tau and lambda once stood beside the method."""
-        if not isinstance(given, dict):
-            return given
-        kept = {name: value for name, value in given.items() if name not in ("tau", "lambda")}
-        moved = {name: given[name] for name in ("tau", "lambda") if given.get(name) is not None}
-        return {**kept, "set": {**moved, **(given.get("set") or {})}} if moved else kept
-
-    @property
-    def title(self) -> str:
-        """What it is called."""
-        return self.name or self.method
-
-    def printed(self, column: str) -> tuple[float, ...]:
-        """What was printed in one column."""
-        value = self.columns.get(column, ())
-        return value if isinstance(value, tuple) else (value,)
-
-
-class Table(_Strict):
+class Table(BaseModel):
     """One table or figure of a paper."""
     model_config = ConfigDict(extra="forbid", frozen=True, ignored_types=(cached_property,))
 
@@ -290,11 +203,11 @@ class Table(_Strict):
         if method is None:
             raise UserError(f"method: {row.method!r} is not a method; {near(row.method, list(known.methods))}")
         s = self._settings(row.set, known)
-        dataset = _dataset(s["dataset"])
+        dataset = dataset_of(s["dataset"])
         schedule = built(known.schedule, {**dataclasses.asdict(known.schedules.get(dataset.name, known.schedule())), **s["schedule"]},
                          "schedule")
         options = built(known.options, s["options"], "options")
-        student = _learner(s["student"], "student")
+        student = learner_of(s["student"], "student")
         own = {name: checked(Table.model_fields[name].annotation, s[_alias(name)], _alias(name)) for name in _PLAIN}
         run = {**own, "table": self.name, "options": options, "seed": seed, "repeat": repeat, "scale": scale}
 
@@ -313,7 +226,7 @@ class Table(_Strict):
                               generation=generation, pupil=pupil, schedule=longer, **{**run, "test_loss": False})
 
         network = student.network("student")
-        teacher = taught_by(_learner(s["teacher"], "teacher") if s["teacher"] else None, network, 1)
+        teacher = taught_by(learner_of(s["teacher"], "teacher") if s["teacher"] else None, network, 1)
         if method.needs_teacher and teacher is None:
             raise UserError(f"method: {row.method!r} needs a teacher; add one")
         return Experiment(method, dataset, network, teacher, net=net, row=row.name, schedule=schedule, table_seed=self.seed, **run)
@@ -358,7 +271,7 @@ class Table(_Strict):
         if teacher.get("prototxt") and not teacher.get("weights"):
             raise UserError("a teacher's prototxt was given without its weights: give both, or neither")
         if data:
-            dataset = dataset_in(data, _dataset(content["dataset"]))
+            dataset = dataset_in(data, dataset_of(content["dataset"]))
             content["dataset"] = dataclasses.asdict(dataset)
             if dataset.name != self.dataset.name:
                 comparable, name = False, f"{name}-{dataset.name}"
@@ -401,15 +314,7 @@ class Table(_Strict):
 
 def _with(settings: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """Settings with one value; a data set, which may be given by its name, by all its fields."""
-    return changed(settings, path, dataclasses.asdict(_dataset(value)) if tuple(path) == ("dataset",) else value)
-
-
-def _learner(given: Any, place: str) -> Learner:
-    try:
-        return Learner.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{place_of((place, *first['loc']))}: {first['msg']}") from None
+    return changed(settings, path, dataclasses.asdict(dataset_of(value)) if tuple(path) == ("dataset",) else value)
 
 
 def _in_a_name(what: str, value: Any) -> str:
@@ -420,26 +325,6 @@ def _in_a_name(what: str, value: Any) -> str:
         return Path(value).stem
     shown = "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return re.sub(r"[^\w.]+|_", "-", f"{what}-{shown}").replace(".", "-" if "." in what else ".").strip("-")
-
-
-def dataset_in(folder: Path, like: Dataset) -> Dataset:
-    """The data set in a folder that is laid out as data/<name> is; classes, sizes and batch are those of `like`.
-
-    It keeps the name if the folder's dataset.json says that it is the same set, and is called like the folder otherwise.  A test looks at
-    each record of its test set once: its batches, no larger than those of `like`, divide the set.
-    Raises UserError if an LMDB is missing or damaged.
-    """
-    for part in ("train_lmdb", "test_lmdb"):
-        if not (folder / part).is_dir():
-            raise UserError(f"{folder} has no {part}: name a folder that holds train_lmdb and test_lmdb")
-    facts = folder / "dataset.json"
-    same = facts.is_file() and read_sealed(facts).get("name") == like.name
-    known = {field: getattr(like, field) for field in ("train_lmdb", "test_lmdb", "train_mean", "test_mean")}
-    paths: dict[str, Any] = {field: str(folder / Path(path).name) for field, path in known.items() if path}
-    train, test = (count_records(paths[part]) for part in ("train_lmdb", "test_lmdb"))
-    batch = max(size for size in range(1, like.test_batch + 1) if test % size == 0)
-    return dataclasses.replace(like, name=like.name if same else folder.resolve().name, train_size=train, test_batch=batch,
-                               test_iter=test // batch, **paths)
 
 
 # ------------------------------------------------------------------------------------------------------------------- reading

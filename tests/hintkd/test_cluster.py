@@ -214,5 +214,5 @@ def test_a_scheduler_without_workers_is_told(tmp_path: Path) -> None:
 
 def test_without_dask_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"pip install 'hintkd\[cluster\]'"):
+    with pytest.raises(UserError, match=r"--scheduler needs dask.distributed: .+ -m pip install '(distributed>=|hintkd\[cluster\])"):
         Cluster("tcp://127.0.0.1:9")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hintkd import cli
-from hintkd.files import read_sealed
+from hintkd.files import read_sealed, write_sealed
 from hintkd.methods import common, hint_2019
 from hintkd.run.estimate import Estimate
 from hintkd.run.executor import LocalExecutor
@@ -152,6 +152,18 @@ def mended(path: Path, place: Path, how: str, capsys: Capture) -> str:
     assert status == 0 and sentence.startswith(f"note: {path}") and (fault in sentence or path.name == "log.txt"), said
     assert names_of(run(capsys)[1]) == []
     return sentence
+
+
+@pytest.mark.parametrize("how", WAYS[1:])
+def test_a_folder_that_does_not_say_any_more_what_was_trained_there_is_told_of(how: str, places: Places, capsys: Capture) -> None:
+    _, whole, _ = places
+    restore(whole)
+    other = Path("runs/stages/kd-0123456789ab/key.json")
+    write_sealed(other, {"key": "0" * 64, "parts": {"solver.max_iter": 60}})
+    assert names_of(run(capsys)[1]) == []
+    harm(other, how)
+    (sentence,) = names_of(run(capsys)[1])
+    assert sentence.startswith(f"note: {other} is ") and sentence.endswith("nothing else says what was trained there, so it is not used")
 
 
 @pytest.mark.parametrize("how", WAYS)

@@ -18,7 +18,7 @@ from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import find_table, load_table, table_names
 from tiny_data import write_lmdb
 
-NAMES = [*(f"table{k}" for k in range(1, 7)), "demo", *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10))]
+NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "demo", *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10))]
 
 # Per table: dataset, teacher (depth, widths, value), student (depth, widths, value), then the printed averages.
 BASE, WIDE = (16, 32, 64), (64, 128, 256)
@@ -126,8 +126,8 @@ def test_table_4_is_other_runs_of_what_it_shares_with_table_3_but_for_teacher_an
         assert same == (key[0] in ("teacher", "original")), key
 
 
-def test_figure_4_asks_for_the_test_loss_and_no_other_table_does():
-    assert [name for name in NAMES if find_table(name).experiments()[-1].test_loss] == ["figure4"]
+def test_figure_4_and_the_choice_behind_it_ask_for_the_test_loss_and_no_other_table_does():
+    assert [name for name in NAMES if find_table(name).experiments()[-1].test_loss] == ["choices-tau", "figure4"]
 
 
 def test_regressor_and_the_demos_teacher_data_reach_the_experiment():

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from hintkd.errors import Damaged, UserError
-from hintkd.files import fault, is_whole, sha256_of, write_sealed
+from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_sealed
 from hintkd.run.committed import WEIGHTS
 from hintkd.run.folders import final_snapshots, keep_weights, stage_json, write_folder
-from hintkd.run.plan import Plan, Task
+from hintkd.run.plan import STAGES, Plan, Task
 from hintkd.stage.group import INPUTS
 from hintkd.stage.program import digests
 
@@ -39,6 +39,13 @@ def mend(plan: Plan, tell: Callable[[str], None], repair: bool = True) -> None:
 
     Stages that another process runs are left alone.
     """
+    ours = {task.folder for task in plan.tasks.values()}
+    for path in sorted(STAGES.glob("*/key.json")):
+        if path.parent not in ours:                          # it may have been one of ours, under an earlier definition of its key
+            try:
+                read_sealed(path, "key", "parts")
+            except Damaged as error:
+                tell(f"{error}; nothing else says what was trained there, so it is not used")
     for task in plan.tasks.values():
         with held(task.folder) as mine:
             if mine and repair:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from data_prep.split import Split
+from hintkd.backend import how_to_get
 from hintkd.errors import UserError
-from hintkd.extras import how_to_get
 
 TEACHER, STUDENT, TEST = 797, 200, 1000
 SPLIT_SEED = 0                                 # the sets are always the same

@@ -13,7 +13,7 @@ PACKAGES = ("torchcaffe", "hintkd")
 
 # hintkd from the ground up; what stands in a line may import what stands in it and above it.
 FLOORS = (
-    ("errors",), ("seeds",), ("limits", "files", "metrics", "extras"), ("backend",), ("experiment",), ("nets",), ("layers",), ("methods",),
+    ("errors",), ("seeds",), ("limits", "files", "metrics"), ("backend",), ("experiment",), ("nets",), ("layers",), ("methods",),
     ("stage",), ("run",), ("study",), ("results",), ("cli",))
 # torchcaffe's rooms, and those that none of their modules may import.
 FORBIDDEN = {

@@ -46,6 +46,11 @@ def load_caffe(backend: str) -> Any:
         raise UserError(f"this Python cannot import {backend} ({error}): give one that can with --caffe-python") from error
 
 
+def how_to_get(extra: str) -> str:
+    """How to install what an extra of the package needs, as a command."""
+    return str(importlib.import_module("torchcaffe.extras").how_to_get(extra))
+
+
 def engine(backend: str) -> str:
     """The version of a backend that this interpreter has; between two torchcaffes of one such string results are the same."""
     caffe = load_caffe(backend)

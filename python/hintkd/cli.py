@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -86,8 +87,10 @@ def bar(items: Iterable[T], description: str, total: int | None, /) -> Iterable[
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        from hintkd.extras import version
-        print(f"hintkd {version()}")
+        try:
+            print(f"hintkd {metadata.version('hintkd')}")
+        except metadata.PackageNotFoundError:
+            print("hintkd of a checkout that is not installed")
         raise typer.Exit
 
 
@@ -261,7 +264,7 @@ def list_(
 
 def render(here: Path) -> None:
     """Render the report and say where it is, as seen from the folder `here`."""
-    from hintkd.extras import how_to_get
+    from hintkd.backend import how_to_get
     from hintkd.results.export import FOLDER, write_csv
     from hintkd.results.html import write_page
     from hintkd.results.measured import read_groups

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcaffe.errors import CaffeError, CaffeImportError
+from torchcaffe.extras import how_to_get
 from torchcaffe.formats import replacing
 from torchcaffe.proto import caffe_pb2
 from torchcaffe.proto.upgrade import upgrade_net
@@ -54,8 +55,7 @@ def get_pydot_graph(caffe_net: caffe_pb2.NetParameter, rankdir: str, label_edges
     try:
         import pydot
     except ImportError:
-        raise CaffeImportError("get_pydot_graph needs pydot: pip install 'hintkd[draw]'; "
-                               "draw_net and draw_net_to_file do without it") from None
+        raise CaffeImportError(f"get_pydot_graph needs pydot: {how_to_get('draw')}; draw_net and draw_net_to_file do without it") from None
     graphs = pydot.graph_from_dot_data(dot_source(caffe_net, rankdir, label_edges, phase, display_lrm))
     assert graphs
     return graphs[0]

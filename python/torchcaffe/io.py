@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from torchcaffe.errors import CaffeError, CaffeImportError, CaffeOSError, CaffeValueError
+from torchcaffe.extras import how_to_get
 from torchcaffe.files import require_regular
 from torchcaffe.proto import caffe_pb2
 
@@ -197,7 +198,7 @@ def imread(filename: str | os.PathLike[str]) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError:
-        raise CaffeImportError(f"{filename}: reading image files takes Pillow: pip install 'hintkd[images]'") from None
+        raise CaffeImportError(f"{filename}: reading image files takes Pillow: {how_to_get('images')}") from None
     try:
         require_regular(filename)
         with Image.open(filename) as picture:

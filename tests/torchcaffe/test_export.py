@@ -326,7 +326,7 @@ def test_an_export_that_disagrees_is_not_written(folder, capfd, monkeypatch, for
 def test_missing_packages_are_named(folder, capfd, monkeypatch, form, package):
     write(folder, data(2, 3) + IP)
     monkeypatch.setitem(sys.modules, package, None)
-    assert complaint(capfd, *command(form=form)).endswith(f"needs the package {package}; install hintkd[export]")
+    assert complaint(capfd, *command(form=form)).count(f"needs the package {package}: ") == 1
 
 
 def test_without_onnxruntime_onnx_checks_itself(folder, capfd, monkeypatch):

@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hintkd.backend import engine
+from hintkd.backend import engine, how_to_get
 from hintkd.errors import ProcessDied, StageFailed, UserError
-from hintkd.extras import how_to_get
 from hintkd.run.executor import ExecutorLost, Interpreter, end_processes, run_folders
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from hintkd.backend import how_to_get
 from hintkd.errors import UserError
-from hintkd.extras import how_to_get
 from hintkd.run.plan import Task
 from hintkd.run.runner import Watcher
 from hintkd.stage.log import Log, Tail

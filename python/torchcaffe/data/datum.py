@@ -8,6 +8,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from torchcaffe.errors import CaffeError
+from torchcaffe.extras import how_to_get
 from torchcaffe.proto import caffe_pb2
 
 
@@ -40,7 +41,7 @@ def pillow(action: str) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise CaffeError(f"{action} takes Pillow: pip install 'hintkd[images]'") from None
+        raise CaffeError(f"{action} takes Pillow: {how_to_get('images')}") from None
     return Image
 
 

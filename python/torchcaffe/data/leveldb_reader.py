@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 from torchcaffe.errors import CaffeError
+from torchcaffe.extras import how_to_get
 
 
 def is_leveldb(path: str | os.PathLike[str]) -> bool:
@@ -22,7 +23,7 @@ def records(path: str | os.PathLike[str]) -> Iterator[tuple[bytes, bytes]]:
     try:
         import plyvel  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        raise CaffeError(f"reading the LevelDB {path} takes plyvel: pip install 'hintkd[leveldb]'") from None
+        raise CaffeError(f"reading the LevelDB {path} takes plyvel: {how_to_get('leveldb')}") from None
     try:
         with plyvel.DB(os.fspath(path), create_if_missing=False, paranoid_checks=True) as database:
             yield from database.iterator(verify_checksums=True)

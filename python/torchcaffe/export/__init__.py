@@ -17,6 +17,7 @@ import torch
 from torchcaffe.errors import CaffeError
 from torchcaffe.export import torch_module
 from torchcaffe.export.plan import Plan, make_plan
+from torchcaffe.extras import how_to_get
 from torchcaffe.formats import replacing
 from torchcaffe.net import TEST
 
@@ -108,4 +109,4 @@ def _optional(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise CaffeError(f"this export needs the package {error.name}; install hintkd[export]") from None
+        raise CaffeError(f"this export needs the package {error.name}: {how_to_get('export')}") from None

@@ -1,22 +1,12 @@
-"""What is installed, and what to do where an optional package is not: a command that can be copied, for the Python that runs, from where
-the user stands.
-"""
+"""What to do where an optional package is missing: a command that can be copied, for the Python that runs, from where the user stands."""
 from __future__ import annotations
 
 import os
 import re
 import shlex
 import sys
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
-
-
-def version() -> str:
-    """Of this package, which is also the engine's."""
-    try:
-        return metadata.version("hintkd")
-    except metadata.PackageNotFoundError:                    # a checkout that was never installed
-        return str(import_module("torchcaffe").__version__)
 
 
 def how_to_get(extra: str) -> str:

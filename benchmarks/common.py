@@ -41,7 +41,9 @@ BATCH = 128
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}       # as torchcaffe sets them, for the processes that measure
 WIDE = (64, 128, 256)
 MEAN, SCALE = 128, 1 / 64                                               # of images of bytes
-EXPERIMENT = Experiment(kd, DATASETS["cifar10"], ResNet(14), options=Options(mean="none"), tau=handwritten.TAU, lambda_=handwritten.LAMBDA)
+TEACHER = Trained(Path("teacher.caffemodel"), network=ResNet(26))       # of nets that are built; no weights are read
+EXPERIMENT = Experiment(kd, DATASETS["cifar10"], ResNet(14), TEACHER, options=Options(mean="none"), tau=handwritten.TAU,
+                        lambda_=handwritten.LAMBDA)
 
 
 # -- nets --------------------------------------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BAT
 
     There an LMDB is written of the one batch, which a GPU keeps: from Input layers, which a script may write, it fetches every batch.
     """
-    x = replace(EXPERIMENT, student=student, teacher=teacher and Trained(Path("teacher.caffemodel"), network=teacher))
+    x = replace(EXPERIMENT, student=student, teacher=teacher and replace(TEACHER, network=teacher))
     whole = nets.kd_net(x, iterations=1000) if teacher else nets.plain_net(x)
     net = caffe_pb2.NetParameter(name=whole.name)
     if folder:

@@ -28,7 +28,7 @@ from common import seconds
 from data_prep.split import Split, silent
 from data_prep.write import write_dataset
 from hintkd.backend import caffe_pb2
-from hintkd.experiment import DATASETS, Dataset, Trained
+from hintkd.experiment import DATASETS, Dataset
 from hintkd.methods.hint_2019 import SCHEDULES
 from hintkd.methods.stage import Stage
 from hintkd.nets import stages as nets
@@ -67,7 +67,7 @@ def ways(name: str, folder: Path) -> dict[str, Callable[[int], object]]:
     """For each way a function that trains for so many iterations."""
     dataset, student, teacher = NETS[name]
     x = replace(common.EXPERIMENT, dataset=noise(DATASETS[dataset], folder / "data", DATASETS[dataset].train_size), student=student,
-                teacher=Trained(Path("teacher.caffemodel"), network=teacher), options=replace(common.EXPERIMENT.options, mean="file"))
+                teacher=replace(common.TEACHER, network=teacher), options=replace(common.EXPERIMENT.options, mean="file"))
     alone, under = nets.plain_net(x), nets.kd_net(x, iterations=1000)
     made = {}
     for way in WAYS:

@@ -25,7 +25,7 @@ import tiny
 import tiny_data
 import torchcaffe as caffe
 from hintkd.backend import caffe_pb2, write_text
-from hintkd.experiment import Dataset
+from hintkd.experiment import Dataset, Experiment
 from hintkd.methods.method import stages_of
 from hintkd.nets import stages as nets
 from hintkd.stage import program
@@ -243,7 +243,7 @@ def tables(folder: Path) -> Found:
     recorded_nets, others, known = 0, [], set()
     for name in table_names():
         for x in find_table(name).experiments(nets=[1], scale=0.01):
-            for dataset in {x.dataset, x.teacher_dataset or x.dataset}:
+            for dataset in {each.dataset for each in (x, x.teacher) if isinstance(each, Experiment)}:
                 write_noise(dataset)
             for stage in stages_of(x):
                 text = write_text(stage.net)
@@ -298,7 +298,7 @@ CHECKS: dict[str, Callable[[Path], Found]] = {check.__name__: check for check in
 def main(names: list[str]) -> None:
     os.environ.setdefault("GLOG_minloglevel", "1")
     updates.Updater._moving = moving
-    side_by_side._computes = lambda node: side_by_side._message(node.layer)         # the parameters' numbers left out
+    side_by_side.computes = lambda node: side_by_side.settings(node.layer)         # the parameters' numbers left out
     for name in names:
         caffe.set_mode_gpu()
         caffe.set_precision("fp32")

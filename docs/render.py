@@ -23,9 +23,10 @@ README = ROOT / "README.md"
 
 
 def methods_block() -> str:
-    """Every method with its docstring."""
-    known = {name: method for named in PAPERS for name, method in paper(named).methods.items() if not method.is_shared}
-    return table(["method", "what it does"], *([f"`{name}`", method.about] for name, method in known.items()))
+    """Every paper's methods with their docstrings."""
+    found = [[f"`{named}`", f"`{name}`", method.about] for named in PAPERS for name, method in paper(named).methods.items()
+             if not method.is_shared]
+    return table(["paper", "method", "what it does"], *found)
 
 
 def results_block(measured: Path = ROOT / "results/measured") -> str:

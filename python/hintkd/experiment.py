@@ -75,6 +75,7 @@ DATASETS: dict[str, Dataset] = {
     "mnist": _dataset("mnist", mean=False, classes=10, channels=1, size=28, batch=64, train_size=60_000),
     "cifar10": _dataset("cifar10", classes=10, mean_value=(125.3, 123.0, 113.9), **_CIFAR),
     "cifar100": _dataset("cifar100", classes=100, mean_value=(129.3, 124.1, 112.4), **_CIFAR),
+    "cifar100-zoo": _dataset("cifar100", classes=100, mean_value=(129.31, 124.11, 112.40), **{**_CIFAR, "batch": 64}),
     "digits": _dataset("digits", train_size=200, **_DIGITS),
     "digits-teacher": _dataset("digits", training="teacher", train_size=797, **_DIGITS),   # the same test set and means
 }

@@ -61,10 +61,10 @@ def add_data(net: caffe_pb2.NetParameter, dataset: Dataset, options: Options, la
                                   "batch_size": dataset.batch if train else dataset.test_batch})
 
 
-def add_label_loss(net: caffe_pb2.NetParameter, scores: str, train: bool) -> None:
+def add_label_loss(net: caffe_pb2.NetParameter, scores: str, train: bool, weight: float = 1) -> None:
     """Softmax loss of class scores, in both phases or in TEST alone, and TEST's accuracy."""
     net.layer.add(name="loss", type="SoftmaxWithLoss", bottom=[scores, "label"], top=["loss"], propagate_down=[True, False],
-                  include=[] if train else [{"phase": "TEST"}])
+                  include=[] if train else [{"phase": "TEST"}], **({} if weight == 1 else {"loss_weight": [weight]}))
     net.layer.add(name="accuracy", type="Accuracy", bottom=[scores, "label"], top=["accuracy"], include=[{"phase": "TEST"}])
 
 
@@ -97,9 +97,10 @@ def partial_net(x: Experiment, resnet: ResNet, modules: int, frozen_modules: int
     return net
 
 
-def teacher_net(x: Experiment) -> tuple[caffe_pb2.NetParameter, Taps | None]:
+def teacher_net(x: Experiment, preacts: bool = False) -> tuple[caffe_pb2.NetParameter, Taps | None]:
     """The teacher as it stands alone, from "data" to its class scores, or a user's own as it is, which has no taps.
 
+    preacts    whether its preacts can be tapped
     Raises UserError without a teacher.
     """
     teacher = x.teacher
@@ -112,7 +113,7 @@ def teacher_net(x: Experiment) -> tuple[caffe_pb2.NetParameter, Taps | None]:
     else:
         raise UserError(f"{x.table}: {x.name} needs a teacher; name its depth or give its prototxt and caffemodel")
     net = _net(network.title)
-    return net, network.write(net, "data", x.dataset.classes, options)
+    return net, network.write(net, "data", x.dataset.classes, options, preacts=preacts)
 
 
 def student_taps(x: Experiment) -> Taps:

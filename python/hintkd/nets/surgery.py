@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from math import ceil, floor
 
 from hintkd.backend import caffe_pb2
@@ -49,10 +50,19 @@ def shapes(layers: Layers, image: Shape) -> dict[str, Shape]:
     for layer in layers:
         below = [known[b] for b in layer.bottom if b in known]
         if below and len(below) == len(layer.bottom):
-            shape = _top_shape(layer, below)
-            if shape:
-                known[layer.top[0]] = shape
+            known.update(zip(layer.top, _top_shapes(layer, below), strict=False))
     return known
+
+
+def _top_shapes(layer: caffe_pb2.LayerParameter, below: list[Shape]) -> list[Shape]:
+    """Of all tops of a layer of known type; else none."""
+    if layer.type == "Slice" and layer.slice_param.axis == 1:
+        points = [0, *layer.slice_param.slice_point, below[0][0]]
+        if len(points) == 2:
+            points = [below[0][0] * i // len(layer.top) for i in range(len(layer.top) + 1)]
+        return [(stop - start, *below[0][1:]) for start, stop in pairwise(points)]
+    shape = _top_shape(layer, below)
+    return [shape] if shape else []
 
 
 def _top_shape(layer: caffe_pb2.LayerParameter, below: list[Shape]) -> Shape | None:
@@ -63,6 +73,12 @@ def _top_shape(layer: caffe_pb2.LayerParameter, below: list[Shape]) -> Shape | N
         strides, dilations = _both(c.stride, c.stride_h, c.stride_w, 1), _both(c.dilation, 0, 0, 1)
         return (c.num_output, *((size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
                                 for size, kernel, pad, stride, dilation in zip(first[1:], kernels, pads, strides, dilations, strict=True)))
+    if layer.type == "Deconvolution":
+        c = layer.convolution_param
+        kernels, pads = _both(c.kernel_size, c.kernel_h, c.kernel_w), _both(c.pad, c.pad_h, c.pad_w)
+        strides, dilations = _both(c.stride, c.stride_h, c.stride_w, 1), _both(c.dilation, 0, 0, 1)
+        return (c.num_output, *(stride * (size - 1) + dilation * (kernel - 1) + 1 - 2 * pad
+                                for size, kernel, pad, stride, dilation in zip(first[1:], kernels, pads, strides, dilations, strict=True)))
     if layer.type == "Pooling":
         p = layer.pooling_param
         if p.global_pooling:
@@ -72,8 +88,12 @@ def _top_shape(layer: caffe_pb2.LayerParameter, below: list[Shape]) -> Shape | N
         return (first[0], *(_pooled(*sizes, rounded) for sizes in zip(first[1:], kernels, pads, strides, strict=True)))
     if layer.type == "InnerProduct":
         return (layer.inner_product_param.num_output,)
-    if layer.type == "Concat" and layer.concat_param.axis == 1 and not layer.concat_param.HasField("concat_dim"):
-        return sum(shape[0] for shape in below), *first[1:]
+    if layer.type == "Concat" and layer.concat_param.axis > 0 and not layer.concat_param.HasField("concat_dim"):
+        axis = layer.concat_param.axis - 1                   # without the batch
+        return *first[:axis], sum(shape[axis] for shape in below), *first[axis + 1:]
+    if layer.type == "Reshape" and layer.reshape_param.axis == 0 and layer.reshape_param.num_axes == -1:
+        batch, *dims = layer.reshape_param.shape.dim or [1]
+        return tuple(dims) if batch == 0 and min(dims, default=0) > 0 else None
     return first if layer.type in _ELEMENTWISE else None
 
 

@@ -25,8 +25,17 @@ def tables() -> Lines:
 
 def methods() -> Lines:
     """For the rows of a table."""
-    for name, method in {name: method for known in map(paper, PAPERS) for name, method in known.methods.items()}.items():
-        yield name, method.about
+    seen = set()
+    for known in map(paper, PAPERS):
+        for name, method in known.methods.items():
+            if (name, method.about) not in seen:
+                yield _of_paper(name, known.name), method.about
+            seen.add((name, method.about))
+
+
+def _of_paper(name: str, where: str) -> str:
+    """What a table calls so with `paper: ...`; it need not say that for the first paper."""
+    return name if where == PAPERS[0] else f"{name} ({where})"
 
 
 def datasets() -> Lines:
@@ -46,9 +55,10 @@ def networks() -> Lines:
 
 def options() -> Lines:
     """What papers leave open; for `--set`, and for a table's or a row's settings."""
-    for point in [point for known in map(paper, PAPERS) for point in known.options.open_points()]:
-        value = point.default
-        yield point.name, f"{point.metadata['meaning']} (default {f'{value:.6g}' if isinstance(value, float) else value})"
+    for known in map(paper, PAPERS):
+        for point in known.options.open_points():
+            value = f"{point.default:.6g}" if isinstance(point.default, float) else point.default
+            yield _of_paper(point.name, known.name), f"{point.metadata['meaning']} (default {value})"
 
 
 LISTS = {"tables": tables, "methods": methods, "datasets": datasets, "networks": networks, "options": options}

@@ -27,7 +27,9 @@ if __name__ == "__main__":
 
 import losses  # noqa: E402  the path has to be there first
 import networks  # noqa: E402
+import steps  # noqa: E402
 
+RESULTS = ("out", "grad", "after", "eval", "train", "stage")             # what keys begin with, beside inputs and states
 OUTCOMES = ("agree", "differ", "not for this runner")
 
 
@@ -47,7 +49,7 @@ def compare(found: dict[str, np.ndarray], arrays: dict[str, np.ndarray], case: d
     """Every expected array by the rules of README.md.  Raises Mismatch."""
     wide = dtype == "float64"
     for key, want in arrays.items():
-        if key.split("/")[0] not in ("out", "grad", "after", "eval", "train") or (case["quirk"] and key.startswith("grad/")):
+        if key.split("/")[0].rstrip("0123456789") not in RESULTS or (case["quirk"] and key.startswith("grad/")):
             continue
         if key not in found:
             raise Mismatch(f"{key} is not computed")
@@ -61,8 +63,9 @@ def compare(found: dict[str, np.ndarray], arrays: dict[str, np.ndarray], case: d
             want, allowed = np.zeros(want.shape), np.full(want.shape, case["zero64"] if wide else case["zero32"])
         else:
             tolerance = case["tol64"] if wide else case["tol32_of"].get(key, case["tol32"])
-            largest = np.abs(want).max(initial=0)
-            allowed = tolerance * (np.abs(want) + 1e-4 * largest if key.endswith("grad_norm") else np.full(want.shape, largest))
+            of_rows = case["family"] == "steps" and want.ndim == 2 and want.shape[1] == 6
+            largest = np.abs(want).max(axis=1, keepdims=True) if of_rows else np.abs(want).max(initial=0)
+            allowed = tolerance * (np.abs(want) + 1e-4 * largest if key.endswith("grad_norm") else np.broadcast_to(largest, want.shape))
         away = np.abs(got - want)
         if not (away <= allowed).all():
             i = np.unravel_index(np.argmax(away - allowed), away.shape)
@@ -78,6 +81,8 @@ def run(folder: Path, dtype: str) -> str | None:
     elif case["family"] == "nets" and networks.knows(case["net"]):
         images = load(folder.parent / "images.npz")
         found = networks.results(case, next(iter(images.values())), kind)
+    elif case["family"] == "steps" and steps.knows(case):
+        found = steps.results(case, arrays, kind)
     else:
         return None
     compare(found, arrays, case, dtype)

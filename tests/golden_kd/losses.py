@@ -32,7 +32,7 @@ class Bench:
         self.inputs: dict[str, str] = {}                               # key of an input -> blob
         self.places: dict[str, tuple[str, int]] = {}                   # key of a parameter -> layer, blob
         self.norms: dict[str, str] = {}                                # key of a BatchNorm -> layer
-        self.blobs: dict[str, np.ndarray] = {}                         # layer -> its first blob, which is no array of the case
+        self.blobs: dict[str, tuple[np.ndarray, ...]] = {}             # layer -> its blobs, which are no parameters of their own
         self.tops: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {}          # key of a result -> blob, as what
         self.parts: list[tuple[str, float]] = []                       # the tops and weights that make up out/losses
         self.more: Arrays = {}                                         # results that no net has to run for
@@ -79,8 +79,9 @@ class Bench:
             mean, variance, factor = net.params[layer]
             mean.data[...], variance.data[...] = 10 * self.arrays[f"{key}.running_mean"], 10 * self.arrays[f"{key}.running_var"]
             factor.data[...] = 10
-        for layer, array in self.blobs.items():
-            net.params[layer][0].data[...] = array
+        for layer, arrays in self.blobs.items():
+            for blob, array in zip(net.params[layer], arrays, strict=True):
+                blob.data[...] = array
         for key, name in self.inputs.items():
             net.blobs[name].data[...] = self.arrays[key]
         return net
@@ -314,15 +315,16 @@ def overhaul(bench: Bench) -> None:
         weight = 1 / (1000 * 2 ** (count - 1 - i))
         bench.param.layer.add(name=f"before{i}", type="Power", bottom=[teacher], top=[f"teacher{i}"])
         bench.norm(f"frozen/bns.{i}", adapters.normalised(bench.param, f"teacher{i}"))
-        margin = margins(bench.arrays[f"frozen/bns.{i}.weight"], bench.arrays[f"frozen/bns.{i}.bias"])
-        bench.blobs[f"loss{i}"] = bench.more[f"out/margin{i}"] = margin
-        bench.loss(f"loss{i}", "margin_relu", "MarginLoss", [connected, f"teacher{i}"], weight=weight, blobs=1)
+        norm = bench.arrays[f"frozen/bns.{i}.weight"], bench.arrays[f"frozen/bns.{i}.bias"]
+        bench.blobs[f"loss{i}"], bench.more[f"out/margin{i}"] = norm, margins(*norm)
+        bench.loss(f"loss{i}", "margin_relu", "MarginLoss", [connected, f"teacher{i}"], weight=weight, blobs=2)
 
 
 def overhaul_part(bench: Bench) -> None:
     source = bench.input("in/source")
-    bench.loss("loss", "margin_relu", "MarginLoss", [source, bench.input("in/target")], weight=len(bench.arrays["in/source"]), blobs=1)
-    bench.blobs["loss"] = bench.arrays["in/margin"].reshape(-1)
+    bench.loss("loss", "margin_relu", "MarginLoss", [source, bench.input("in/target")], weight=len(bench.arrays["in/source"]), blobs=2)
+    rare = -bench.arrays["in/margin"].reshape(-1).astype(float) / 3              # a BatchNorm that is hardly ever negative has a margin
+    bench.blobs["loss"] = rare, 10 * rare                                        # of -3 gamma
 
 
 METHODS: dict[str, Callable[[Bench], None]] = {

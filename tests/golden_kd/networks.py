@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def knows(title: str) -> bool:
 def weights_by_rule(tensors: list[list[Any]], seed: int, gain: float) -> list[np.ndarray]:
     """The tensors of a module, drawn one by one."""
     drawn = []
-    for k, (name, shape, _) in enumerate(tensors):
+    for k, (name, shape, *_) in enumerate(tensors):
         r = np.random.default_rng(seed + k)
         kind = name.rsplit(".", 1)[-1]
         if kind == "num_batches_tracked":
@@ -45,25 +45,52 @@ def weights_by_rule(tensors: list[list[Any]], seed: int, gain: float) -> list[np
     return drawn
 
 
-def places(net: Any) -> list[tuple[Any, str]]:
-    """The blobs of a net in the order of a torch module's tensors, and what each is: "" or a statistic's part."""
-    found: list[tuple[Any, str]] = []
+class Place(NamedTuple):
+    """Where a tensor of a torch module is in a net: a blob of a layer, or a BatchNorm's statistic, which Caffe has multiplied."""
+    layer: str
+    index: int
+    is_statistic: bool = False
+
+    def blob(self, net: Any) -> Any:
+        return net.params[self.layer][self.index]
+
+    def set(self, net: Any, value: np.ndarray) -> None:
+        self.blob(net).data[...] = 10 * value if self.is_statistic else value
+        if self.is_statistic:
+            net.params[self.layer][2].data[...] = 10
+
+    def get(self, net: Any) -> np.ndarray:
+        factor = float(net.params[self.layer][2].data[0]) if self.is_statistic else 1
+        return np.array(self.blob(net).data, np.float64) / factor
+
+
+def norm_places(blob: str) -> list[Place]:
+    """Of a BatchNorm and Scale in place: weight, bias, running mean and variance, in torch's order."""
+    return [Place(blob + "_scale", 0), Place(blob + "_scale", 1), Place(blob + "_bn", 0, True), Place(blob + "_bn", 1, True)]
+
+
+def places(net: Any) -> list[Place]:
+    """Of a torch module's tensors, in their order, but num_batches_tracked."""
+    found: list[Place] = []
     seen: set[int] = set()
     for node in net.graph.nodes:
         name, layer = node.layer.name, node.layer
         if name not in net.params or name.endswith("_scale") or (all(p.lr_mult == 0 for p in layer.param.param) and layer.param.param \
                 and layer.type == "Convolution"):
             continue                                         # a Scale comes with its BatchNorm; frozen convolutions are poolings
-        blobs = list(net.params[name])
         if node.owners[0] in seen:
             continue                                         # a second user of a BatchNorm's parameters
         seen.add(node.owners[0])
         if layer.type == "BatchNorm":
-            scale = net.params[name.removesuffix("_bn") + "_scale"]
-            found += [(scale[0], ""), (scale[1], ""), (blobs, "mean"), (blobs, "variance"), (None, "")]
+            found += norm_places(name.removesuffix("_bn"))
         else:
-            found += [(blob, "") for blob in blobs]
+            found += [Place(name, index) for index in range(len(net.params[name]))]
     return found
+
+
+def tracked(tensors: list[list[Any]]) -> list[list[Any]]:
+    """The tensors that a net here has, too."""
+    return [tensor for tensor in tensors if not tensor[0].endswith("num_batches_tracked")]
 
 
 class Built:
@@ -85,17 +112,14 @@ class Built:
     def set(self, tensors: list[list[Any]], values: list[np.ndarray]) -> None:
         """Give it a module's tensors.  Raises ValueError where one does not fit."""
         self.places = places(self.net)
-        if len(self.places) != len(tensors):
-            raise ValueError(f"{len(self.places)} tensors, expected {len(tensors)}")
-        for (blob, part), (name, shape, _), value in zip(self.places, tensors, values, strict=True):
-            if blob is None:
-                continue
-            target = blob[("mean", "variance").index(part)] if part else blob
-            if tuple(target.data.shape) != tuple(shape):
-                raise ValueError(f"{name}: shape {tuple(target.data.shape)}, expected {tuple(shape)}")
-            target.data[...] = 10 * value if part else value
-            if part:
-                blob[2].data[...] = 10
+        known = [(name, shape, value) for (name, shape, _), value in zip(tensors, values, strict=True)
+                 if not name.endswith("num_batches_tracked")]
+        if len(self.places) != len(known):
+            raise ValueError(f"{len(self.places)} tensors, expected {len(known)}")
+        for place, (name, shape, value) in zip(self.places, known, strict=True):
+            if tuple(place.blob(self.net).data.shape) != tuple(shape):
+                raise ValueError(f"{name}: shape {tuple(place.blob(self.net).data.shape)}, expected {tuple(shape)}")
+            place.set(self.net, value)
 
     def features(self, preacts: bool) -> list[np.ndarray]:
         t = self.taps
@@ -104,11 +128,7 @@ class Built:
 
     def statistics(self, tensors: list[list[Any]]) -> Arrays:
         """The running statistics by their names."""
-        found = {}
-        for (blob, part), (name, _, _) in zip(self.places, tensors, strict=True):
-            if part:
-                found[name] = np.array(blob[("mean", "variance").index(part)].data, np.float64) / float(blob[2].data[0])
-        return found
+        return {name: place.get(self.net) for place, (name, _, _) in zip(self.places, tracked(tensors), strict=True) if place.is_statistic}
 
 
 def results(case: dict[str, Any], images: np.ndarray, dtype: torch.dtype) -> Arrays:
@@ -143,6 +163,5 @@ def gradient_norms(built: Built, tensors: list[list[Any]]) -> np.ndarray:
         for blob in blobs:
             blob.diff[...] = 0
     net.backward()
-    return np.array([np.linalg.norm(np.array(blob.diff, np.float64)) for (blob, _), (_, _, kind) in zip(built.places, tensors, strict=True)
-                     if kind == "parameter"])
-
+    return np.array([np.linalg.norm(np.array(place.blob(net).diff, np.float64))
+                     for place, (_, _, kind) in zip(built.places, tracked(tensors), strict=True) if kind == "parameter"])

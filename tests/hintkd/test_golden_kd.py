@@ -35,8 +35,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
-CASES, NETS = ([case["case"] for case in json.loads((HERE / "list.json").read_text()) if case["family"] == family]
-               for family in ("losses", "nets"))
+CASES, NETS, STEPS = ([case["case"] for case in json.loads((HERE / "list.json").read_text()) if case["family"] == family]
+               for family in ("losses", "nets", "steps"))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -50,6 +50,21 @@ def test_a_loss_is_the_authors(root: Path, case: str, dtype: str) -> None:
 @pytest.mark.parametrize("case", NETS)
 def test_a_network_is_the_authors(root: Path, case: str, dtype: str) -> None:
     assert check.run(root / case, dtype) == "agree"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("case", STEPS)
+def test_two_iterations_of_a_method_are_the_authors(root: Path, case: str, dtype: str) -> None:
+    assert check.run(root / case, dtype) in ("agree", None)
+
+
+@pytest.mark.parametrize("case", ["kd_resnet8_from_resnet14", "abound_wrn_16_1_from_wrn_16_2", "oh_10_1_from_10_2"])
+def test_two_iterations_in_one_piece_are_the_authors(root: Path, case: str) -> None:
+    import torch
+    told = json.loads((root / f"steps/{case}/case.json").read_text())
+    arrays = check.load(root / f"steps/{case}/data.npz")
+    check.compare(check.steps.results(told, arrays, torch.float64, fast=True), arrays, told, "float64")
 
 
 def test_the_runner_counts_what_differs(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

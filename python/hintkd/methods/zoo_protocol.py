@@ -18,6 +18,8 @@ from hintkd.methods.stage import Stage
 from hintkd.nets.distilled import Distilled
 from hintkd.nets.mobilenet import MobileNetV2
 from hintkd.nets.shufflenet import ShuffleV1, ShuffleV2
+from hintkd.nets.stages import plain_net
+from hintkd.nets.surgery import TEACHER
 
 LIGHT = (MobileNetV2, ShuffleV1, ShuffleV2)                  # students that are trained at the smaller rate
 EPOCH = 782                                                  # iterations: 50,000 images by 64, the last batch short
@@ -35,6 +37,15 @@ class Options(BaseOptions):
                                  meaning="weight of the softened scores' divergence; none for the method's own")
     beta: float | None = option(None, paper="one for all pairs, tuned on one of them", meaning="weight of the method's own loss; none for "
                                                                                                "RepDistiller's")
+    fitnet_stages: str = option("one", "one", "two", paper="two, hint training and then KD; RepDistiller has one",
+                                meaning="one: the regressor's loss beside the labels'; two: before KD",
+                                matters=lambda x: x.method.name == "fitnet")
+    vid_variances: str = option("learned", "learned", "fixed", paper="learned; mdistiller never trains them", meaning="learned or fixed",
+                                matters=lambda x: x.method.name == "vid")
+    ab_statistics: str = option("stored", "stored", "batch", paper="stored in RepDistiller, batch in the authors' code",
+                                meaning="of BatchNorm in AB's teacher", matters=lambda x: x.method.name == "ab")
+    oh_statistics: str = option("batch", "stored", "batch", paper="batch in the authors' code, on purpose",
+                                meaning="of BatchNorm in OH's teacher", matters=lambda x: x.method.name == "oh")
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,9 @@ class Schedule(BaseSchedule):
     steps: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
     base_lr: float = 0.05
     light_lr: float = 0.01                                    # of MobileNetV2, ShuffleV1 and ShuffleV2 in the student's place
+    paraphraser_lr: float = 0.01                              # of FT's first stage, for a student of the ResNets' or wide ResNets' kind
     weight_decay: float = 5e-4
+    nesterov: bool = False                                    # its momentum; the overhaul's authors have it
 
 
 SCHEDULES = {
@@ -75,9 +88,12 @@ def rate(x: Experiment) -> float:
     return schedule(x).light_lr if isinstance(x.student, LIGHT) else x.schedule.base_lr
 
 
-def at_own_rate(x: Experiment) -> Experiment:
-    """The experiment with the student's rate as the schedule's."""
-    return replace(x, schedule=replace(x.schedule, base_lr=rate(x)))
+def protocol(x: Experiment, iterations: int, lr: float, whole: bool = True) -> caffe_pb2.SolverParameter:
+    """A stage's solver; `whole`: the rate falls and there are tests, as in the last stage of all."""
+    made = solver(x, iterations, x.net_seed, lr, falling=whole, tested=whole)
+    if schedule(x).nesterov:
+        made.type = "Nesterov"
+    return made
 
 
 def weighed(given: float | None, own: float) -> float:
@@ -85,19 +101,28 @@ def weighed(given: float | None, own: float) -> float:
     return own if given is None else given
 
 
+def label_stage(x: Experiment) -> Stage:
+    """The whole network on the labels alone; the same in every table."""
+    x = replace(x, table_seed=0)
+    return Stage.solve("teacher" if x.generation else "original", plain_net(x), protocol(x, schedule(x).iterations, rate(x)))
+
+
 def distilled_stage(x: Experiment, d: Distilled, title: str, init: Stage | None = None, gamma: float = 1, alpha: float = 0,
                     statistics: str | None = None) -> Stage:
-    """The whole student by the protocol: gamma * labels + alpha * softened scores + the losses in `d`, whose adapters learn, too.
+    """The whole student: gamma * labels + alpha * softened scores + the losses in `d`, whose adapters learn, too.
 
+    init            whose weights it starts from, beside the teacher's
     gamma, alpha    the method's own weights, where the options give no others
+    statistics      of BatchNorm in the teacher; None for the options' own
     """
     d.soften(weighed(options(x).alpha, alpha))
-    net = d.net(title, label_weight=weighed(options(x).gamma, gamma), statistics=statistics)
-    return Stage.solve(title, net, solver(x, schedule(x).iterations, x.net_seed, rate(x)), (teacher_weights(x), *weights_of(init)),
-                       d.left_behind)
+    net = d.net(title, weighed(options(x).gamma, gamma), statistics)
+    taught = any(layer.name.startswith(TEACHER) for layer in net.layer)
+    return Stage.solve(title, net, protocol(x, schedule(x).iterations, rate(x)),
+                       (*[teacher_weights(x)] * taught, *weights_of(init)), d.left_behind)
 
 
-def first_stage(x: Experiment, net: caffe_pb2.NetParameter, title: str, lr: float, drop: tuple[str, ...]) -> Stage:
-    """What comes before: at a constant rate, the same for all nets of a table."""
-    return Stage.solve(title, net, solver(x, schedule(x).first_iterations, x.shared_seed, lr, falling=False, tested=False),
+def first_stage(x: Experiment, d: Distilled, title: str, lr: float, drop: tuple[str, ...], statistics: str | None = None) -> Stage:
+    """What comes before: the losses in `d` alone, at a constant rate."""
+    return Stage.solve(title, d.net(title, 0, statistics), protocol(x, schedule(x).first_iterations, lr, whole=False),
                        (teacher_weights(x),), drop)

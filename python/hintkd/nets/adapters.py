@@ -38,10 +38,10 @@ def pooled(net: Net, name: str, bottom: str, shape: Shape, size: int) -> str:
 
 
 def convolution(net: Net, name: str, bottom: str, channels: int, width: int, kernel: int = 1, stride: int = 1, pad: int = 0,
-                bias: bool = True, transposed: bool = False) -> str:
-    """From `channels` to `width` channels."""
+                bias: bool = True, transposed: bool = False, he: bool = False) -> str:
+    """From `channels` to `width` channels; `he`: with He's first weights by the fan out, as the overhaul's connectors have them."""
     fan_in = (width if transposed else channels) * kernel ** 2
-    filler = default_filler(fan_in)
+    filler = {"type": "msra", "variance_norm": "FAN_OUT"} if he else default_filler(fan_in)
     net.layer.add(name=name, type="Deconvolution" if transposed else "Convolution", bottom=[bottom], top=[name], convolution_param={
         "num_output": width, "kernel_size": [kernel], "stride": [stride], "pad": [pad], "bias_term": bias, "weight_filler": filler,
         **({"bias_filler": filler} if bias else {})})
@@ -136,8 +136,12 @@ def projection_head(net: Net, name: str, bottom: str, channels: int) -> str:
 
 
 def python_loss(net: Net, name: str, module: str, layer: str, bottoms: Sequence[str], weight: float = 1.0, param_str: str = "",
-                blobs: int = 0, learns: bool = False, towards: int = 1) -> None:
-    """A loss of hintkd.layers with gradients into its first `towards` bottoms, and with `blobs` of its own, which learn or do not."""
-    net.layer.add(name=name, type="Python", bottom=bottoms, top=[name], loss_weight=[weight],
-                  param=[] if learns else STATISTICS[:1] * blobs, propagate_down=[True] * towards + [False] * (len(bottoms) - towards),
+                blobs: int = 0, learns: bool = False, towards: int = 1, shared: Sequence[str] = ()) -> None:
+    """A loss of hintkd.layers with gradients into its first `towards` bottoms, and with `blobs` of its own, which learn or do not.
+
+    shared    the names of parameters elsewhere that are its blobs, too, which it leaves as they are
+    """
+    specs = [{"name": each, "lr_mult": 0, "decay_mult": 0} for each in shared] or ([] if learns else STATISTICS[:1] * blobs)
+    net.layer.add(name=name, type="Python", bottom=bottoms, top=[name], loss_weight=[weight], param=specs,
+                  propagate_down=[True] * towards + [False] * (len(bottoms) - towards),
                   python_param={"module": f"hintkd.layers.{module}", "layer": layer, **({"param_str": param_str} if param_str else {})})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from hintkd.backend import caffe_pb2
@@ -72,11 +73,16 @@ class Distilled:
                 Feature(adapters.pooled(self.losses, f"{name}_teacher", teacher.blob, teacher.shape, size),
                         (teacher.shape[0], size, size)))
 
+    def distance(self, name: str, blob: str, teacher: Feature, weight: float) -> None:
+        """The mean squared difference to a teacher's feature of the same shape, which Caffe's EuclideanLoss has as half a sum."""
+        self.losses.layer.add(name=name, type="EuclideanLoss", bottom=[blob, teacher.blob], top=[name],
+                              loss_weight=[2 * weight / prod(teacher.shape)], propagate_down=[True, False])
+
     def loss(self, name: str, module: str, layer: str, bottoms: Sequence[str], weight: float, blobs: int = 0, learns: bool = False,
-             towards: int = 1, **parameters: Any) -> None:
+             towards: int = 1, shared: Sequence[str] = (), **parameters: Any) -> None:
         """A loss of hintkd.layers; parameters are its param_str's, the rest is adapters.python_loss's."""
         adapters.python_loss(self.losses, name, module, layer, bottoms, weight, json.dumps(parameters) if parameters else "", blobs, learns,
-                             towards)
+                             towards, shared)
 
     def soften(self, weight: float) -> None:
         """The divergence of the softened class scores, at the experiment's tau, if it has a weight.
@@ -90,6 +96,52 @@ class Distilled:
             raise UserError(f"the teacher '{self._teacher.name}' scores {other.shape[0]} classes and data set {self.x.dataset.name} has "
                             f"{mine.shape[0]}")
         self.loss(stages.KD_LOSS, "kl_divergence", "KLDivergence", [mine.blob, other.blob], weight, tau=float(self.x.tau))
+
+    def norm_of(self, teacher: Feature) -> list[str]:
+        """The names of gamma and beta of the BatchNorm that a preact of the teacher comes from: the block's own, where it is a sum.
+
+        Raises UserError where it comes from none.
+        """
+        blob, layers = teacher.blob.removeprefix(surgery.TEACHER), self._teacher.layer
+        total = [layer for layer in layers if layer.type == "Eltwise" and blob in layer.top]
+        blob = total[0].bottom[0] if total else blob
+        scales = [layer for layer in layers if layer.type == "Scale" and blob in layer.top]
+        if not scales:
+            raise UserError(f"{self.x.table}: {self.x.name} needs the BatchNorm before the last ReLU of each stage, and {teacher.blob} of "
+                            f"{self._teacher.name} comes from none")
+        scale = scales[-1]
+        if not scale.param:
+            for name in ("gamma", "beta"):
+                scale.param.add(name=f"{scale.name}_{name}")
+        return [surgery.TEACHER + spec.name for spec in scale.param]
+
+    def run_twice(self) -> None:
+        """Have the student's preacts made where nothing else asks for them, too, since BatchNorms that are tapped move twice then."""
+        apart = {layer.name for layer in surgery.cut(self._student.layer, [self.student.logits.blob])}
+        tapped = {layer.top[0] for layer in self._student.layer if layer.name not in apart}
+        self.run([feature for feature in self.student.preacts if feature.blob in tapped])
+
+    def run(self, features: Sequence[Feature]) -> None:
+        """Have features made that no loss needs."""
+        for feature in features:
+            self.losses.layer.add(name=f"{feature.blob}_silence", type="Silence", bottom=[feature.blob])
+
+    def hold_above(self) -> None:
+        """A BatchNorm of the student's between the end of the last stage and its preact stays what it begins as, with mean 0, variance 1.
+
+        Caffe's has a variance of 0 until it has seen a batch, so a factor stands in its place; its Scale does not learn.
+        """
+        trunk = {layer.name for layer in surgery.cut(self._student.layer, [feature.blob for feature in self.student.stages])}
+        for layer in surgery.cut(self._student.layer, [self.student.preacts[-1].blob]):
+            if layer.name in trunk:
+                continue
+            if layer.type == "BatchNorm":
+                scale = (1 + layer.batch_norm_param.eps) ** -0.5
+                layer.type, layer.power_param.scale = "Power", scale
+                layer.ClearField("batch_norm_param")
+                layer.ClearField("param")
+            for spec in layer.param:
+                spec.lr_mult, spec.decay_mult = 0, 0
 
     # -- the whole -----------------------------------------------------------------------------------------------------------
     def net(self, name: str, label_weight: float = 1, statistics: str | None = None) -> caffe_pb2.NetParameter:

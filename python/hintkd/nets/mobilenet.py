@@ -48,4 +48,4 @@ class MobileNetV2:
         expanded = b.conv_norm(name + "_expand", bottom, before, wide, 1)
         deep = b.conv_norm(name + "_depthwise", expanded, wide, wide, 3, stride, group=wide)
         linear = b.conv_norm(name + "_project", deep, wide, width, 1, relu=False)
-        return b.add(name + "_sum", bottom, linear) if stride == 1 and before == width else linear
+        return b.add(name + "_sum", linear, bottom) if stride == 1 and before == width else linear

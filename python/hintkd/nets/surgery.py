@@ -181,6 +181,13 @@ def _frozen(source: caffe_pb2.LayerParameter, names: dict[str, str], statistics:
     return layer
 
 
+def freeze(layers: Layers) -> None:
+    """Layers with no parameters in writing yet do not learn, and their parameters do not decay."""
+    for layer in layers:
+        for _ in range(parameter_count(layer)):
+            layer.param.add(lr_mult=0, decay_mult=0)
+
+
 def parameter_count(layer: caffe_pb2.LayerParameter) -> int:
     """How many parameters a layer has, from its message alone."""
     if layer.type in ("Convolution", "Deconvolution"):

@@ -57,7 +57,9 @@ def _text(found: Spread) -> str:
 
 def table(*rows: list[str]) -> str:
     """Rows of cells, the first of them the head, as a Markdown table."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return "".join(map(line, (rows[0], ["---"] * len(rows[0]), *rows[1:])))
 
 
 def durations_block(path: Path = ROOT / "benchmarks/durations.json") -> str:

@@ -18,6 +18,7 @@ from hintkd.methods.papers import paper
 from hintkd.methods.stage import Stage
 from hintkd.nets import surgery
 from hintkd.nets.titles import network
+from hintkd.study.table import find_table
 from torchcaffe.settings import shapes_only
 
 ZOO = paper("zoo")
@@ -71,6 +72,26 @@ def test_light_students_learn_at_a_smaller_rate_and_their_teachers_do_not(studen
     assert (last.solver.base_lr, taught.solver.base_lr) == pytest.approx((lr, 0.05))
     assert stages_of(replace(x, method=ZOO.methods["original"]))[0].solver.base_lr == pytest.approx(lr)
     assert list(last.solver.stepvalue) == [117_300, 140_760, 164_220] and last.solver.max_iter == 187_680
+
+
+def test_tables_hold_what_was_published_for_every_pair_and_method() -> None:
+    found = {}
+    for name, size in (("crd-table1", 5), ("crd-table2", 3)):
+        table = find_table(name)
+        for row in table.rows:
+            x = table.experiment(row.title)
+            assert x.options.as_dict().get("bn_fraction") == 0.9 and table.nets == size
+            if isinstance(x.teacher, Experiment) and not x.method.is_shared and x.method.name != "original":
+                found[x.teacher.student.title, x.student.title, x.method.name] = row.average
+                assert row.title == f"{x.student.title}-by-{x.teacher.student.title}-{x.method.name}"
+    assert set(found) == {(*pair, method) for pair in PAIRS for method in METHODS if method != "oh"}
+    assert (found["wrn_40_2", "wrn_16_2", "kd"], found["resnet110", "resnet20", "at"], found["wrn_40_2", "ShuffleV1", "ft"],
+            found["vgg13", "MobileNetV2", "pkt"]) == (74.92, 70.22, 72.03, 67.13)
+    sskd = find_table("sskd")
+    assert sskd.row("vgg8-by-vgg13-rkd").average == 73.72 and sskd.row("resnet32x4").average == 79.63
+    assert weights(stages_of(sskd.experiment("vgg8-by-vgg13-rkd"))[0])["kd_loss"] == 1
+    overhaul = stages_of(find_table("overhaul").experiment("wrn_28_2-oh"))[0]
+    assert overhaul.solver.type == "Nesterov" and list(overhaul.solver.stepvalue) == [39_100, 58_650]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)

@@ -54,6 +54,16 @@ class Streams:
         return drawn(numbers, now, key=key).to(torch.float32).mul_(2.0**-24).reshape(tuple(shape))
 
 
+    def order(self, purpose: str, layer: str, index: Tensor, count: int) -> Tensor:
+        """0 to count - 1 in an order for each pass in `index` (m,), the same on every device: (m, count) int64.
+
+        The numbers are sorted by 64 bits that are drawn for each; nothing is drawn on the host.
+        """
+        key = self._key(purpose, layer, 0) % 2**63
+        numbers = torch.arange(count, device=index.device)
+        return mixed(numbers * WEYL + mixed(index[:, None] * WEYL + key)).argsort(dim=1, stable=True)
+
+
 def _drawn(numbers: Tensor, now: Tensor, key: int) -> Tensor:
     """24 bits for each number of a pass, as int64."""
     return (mixed(numbers * WEYL + mixed(now * WEYL + key)) >> 40) & 0xFFFFFF

@@ -138,7 +138,7 @@ class _Builder:
         own.CopyFrom(message)
         if not own.HasField("phase"):
             own.MergeFrom(caffe_pb2.LayerParameter(phase=caffe_pb2.Phase.Name(self.context.phase)))
-        layer = LAYERS[message.type](own, self.context)
+        layer = LAYERS[message.type].made(own, self.context)
         layer.require(not message.propagate_down or len(message.propagate_down) == len(message.bottom),
                       f"{len(message.propagate_down)} propagate_down for {len(message.bottom)} bottoms; write one for each or none")
         bottoms, bottom_need = [], []

@@ -102,6 +102,11 @@ class Layer:
         self.state: list[Tensor] = []
         self.varies = False
 
+    @classmethod
+    def made(cls, param: caffe_pb2.LayerParameter, context: Context) -> Layer:
+        """The layer that a message of this type stands for."""
+        return cls(param, context)
+
     # -- what a subclass writes (with a named argument for each bottom; *Any, **Any lets mypy accept that) --------------
     def setup(self, *bottoms: Any, **named: Any) -> None:
         """Read and check the message, and declare the parameters; once, with the shapes of the bottoms at that time."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchcaffe.data.augmentation import Augmentation
 from torchcaffe.data.hdf5 import RowFiles, in_order
 from torchcaffe.data.lmdb_reader import open_database
 from torchcaffe.data.transformer import Transformer
@@ -65,7 +66,8 @@ class Source(Layer):
         """What is drawn for the transformation of pass `now`, (3, batch)."""
         return self.context.streams.uniform("transform", self.name, now, (3, self.batch), device)
 
-    def transformed(self, transform: Transformer, images: Tensor | np.ndarray | list[np.ndarray], now: int | Tensor) -> Tensor:
+    def transformed(self, transform: Transformer | Augmentation, images: Tensor | np.ndarray | list[np.ndarray],
+                    now: int | Tensor) -> Tensor:
         """A batch as `transform` makes it with what is drawn for pass `now`."""
         if isinstance(images, list):
             batch: Tensor | list[Tensor] = [self.moved(image) for image in images]
@@ -92,7 +94,12 @@ class Data(Source):
     drawn from streams.uniform("transform", name, cursor).  With a batch_size of 1 and no crop_size the top takes each image's size.
     rand_skip and prefetch have no effect, nor have force_color and force_gray on images that are not encoded.
     Caffe: data_layer.cpp, data_transformer.cpp.
+    source          the LMDB's folder
+    is_numbered     whether the first top has a row for each record, which has a number
     """
+
+    transform: Transformer | Augmentation
+    is_numbered = True
 
     def setup(self) -> None:
         param = self.param.data_param
@@ -105,6 +112,7 @@ class Data(Source):
                          + (f"{param.source} is an LMDB, so write `backend: LMDB` in data_param" if is_lmdb else
                             f"run `torchcaffe convert_leveldb {param.source} {param.source}_lmdb`, make that the source and "
                             "write `backend: LMDB` in data_param"))
+        self.source = param.source
         with self.naming_errors():
             self.transform = Transformer(self.param.transform_param, self.phase == caffe_pb2.TRAIN)
             self.images = open_database(param.source).images(self.transform.color)
@@ -130,14 +138,15 @@ class Data(Source):
         return [(self.batch, *shape), (self.batch,)][:len(self.param.top)]
 
     def forward(self) -> list[Tensor]:
-        if self.clock is not None and self.resident is not None:
-            now = self.tick()
-            images, labels = (stored.index_select(0, self._positions(now, self.context.device)) for stored in self.resident)
-            return [self.transformed(self.transform, images, now), labels][:len(self.param.top)]
-        now = self.cursor
+        stored = self.resident if self.clock is not None else None
+        now = self.tick()
+        positions = self.positions(now, self.context.device if stored is not None else "cpu")
+        if stored is not None:
+            images, labels = (each.index_select(0, positions) for each in stored)
+            return [self.transformed(self.transform, images, now), labels, positions.to(self.context.dtype)][:len(self.param.top)]
         with self.naming_errors():
-            found, numbers = self.images.read(np.array(self.dealt()) % self.images.count)
-        return [self.transformed(self.transform, found, now), self.tensor(numbers)][:len(self.param.top)]
+            found, numbers = self.images.read(positions.numpy())
+        return [self.transformed(self.transform, found, now), self.tensor(numbers), self.tensor(positions.numpy())][:len(self.param.top)]
 
     # -- its inputs by number: what the first top holds for an item depends on the record, its window and its mirror alone ------
     @property
@@ -147,7 +156,7 @@ class Data(Source):
 
     def entries(self, now: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
         """The numbers of the inputs of pass `now`, (batch,) int64: position of the record times `variants` plus its variant."""
-        positions = self._positions(now, device)
+        positions = self.positions(now, device)
         if self.variants == 1:
             return positions
         return positions * self.variants + self.transform.variant(self.draws(now, device), self.images.shape)
@@ -166,11 +175,14 @@ class Data(Source):
                 images = self.moved(found)
             return self.transform(images, self.transform.draws(variants, self.images.shape).to(device)).to(self.context.dtype)
 
-    def _positions(self, now: int | Tensor, device: torch.device | str) -> Tensor:
+    def positions(self, now: int | Tensor, device: torch.device | str) -> Tensor:
         """The positions of the records of pass `now`, (batch,)."""
+        return self.places(now, device) % self.images.count
+
+    def places(self, now: int | Tensor, device: torch.device | str) -> Tensor:
+        """The places of the records of pass `now` in the endless sequence, (batch,)."""
         rank, count = self.turn
-        places = now * self.batch + torch.arange(self.batch, device=device)
-        return (places * count + rank) % self.images.count
+        return (now * self.batch + torch.arange(self.batch, device=device)) * count + rank
 
 
 @layer("HDF5Data")

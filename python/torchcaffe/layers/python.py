@@ -1,7 +1,9 @@
 """The Python layer: runs a user's class written for pycaffe, unmodified.
 
 A prototxt names `module:` and `layer:`; the class has setup, reshape, forward and backward on numpy blobs.  It may also offer
-`forward_torch(self, bottoms, blobs)`, a differentiable torch form of forward, and then the whole-iteration step can use it.
+`forward_torch(self, bottoms, blobs)`, a differentiable torch form of forward, and then the whole-iteration step can use it; or, where it
+has no bottoms, `records()`, and then its reading is done as a Data layer's (records.py).  What it draws it draws from `self.seed`, the
+net's, and from a count of its own, in a blob: then a resumed run draws what the uninterrupted one would have drawn.
 """
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from torchcaffe.alias import installed
 from torchcaffe.errors import CaffeError, blame
 from torchcaffe.graph.blob import Blob
 from torchcaffe.graph.vectors import BlobVec, BoolVec, RawBlobVec
-from torchcaffe.layers.base import Layer, Shape, layer
+from torchcaffe.layers.base import Context, Layer, Shape, layer
+from torchcaffe.layers.records import Records
+from torchcaffe.proto import caffe_pb2
 
 
 class PyLayer:
@@ -27,6 +31,7 @@ class PyLayer:
 
     param_str: str
     phase: int
+    seed: int
     blobs: BlobVec
     type: ClassVar[str] = "Python"
 
@@ -89,20 +94,36 @@ class PythonLayer(Layer):
     bottoms, tops = (0, None), (0, None)
     reshapes_itself = True
 
+    @classmethod
+    def made(cls, param: caffe_pb2.LayerParameter, context: Context) -> Layer:
+        """Records where the class says what it reads."""
+        made = cls(param, context)
+        return Records(param, context, made) if not param.bottom and hasattr(made.load(), "records") else made
+
     def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
         self.bottom_blobs, self.top_blobs = RawBlobVec(bottoms), RawBlobVec(tops)
 
     def setup(self, *bottoms: Shape) -> None:
+        cls = self.load()
+        with self._users_code():
+            self.user = cls(self.param)
+            self.user.param_str = self.param.python_param.param_str
+            self.user.phase = self.phase
+            self.user.seed = self.context.streams.seed
+            self.user.blobs = self.blobs
+            self.user.setup(self.bottom_blobs, self.top_blobs)
+
+    def load(self) -> type[PyLayer]:
+        """The user's class."""
         p = self.param.python_param
         self.require(settings.python_layers(), f"module '{p.module}' is not imported, as --no-python-layers says; "
                      "leave that flag away if you trust the module")
-        cls = load_class(p.module, p.layer, self)
+        return load_class(p.module, p.layer, self)
+
+    def told(self) -> dict[str, Any]:
+        """What a class that reads records says of them."""
         with self._users_code():
-            self.user = cls(self.param)
-            self.user.param_str = p.param_str
-            self.user.phase = self.phase
-            self.user.blobs = self.blobs
-            self.user.setup(self.bottom_blobs, self.top_blobs)
+            return dict(self.user.records())  # type: ignore[attr-defined]
 
     def top_shapes(self, *bottoms: Shape) -> list[Shape]:
         with self._users_code():

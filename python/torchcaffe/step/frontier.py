@@ -103,7 +103,8 @@ class Frontier:
 def find(graph: Graph, operations: list[Operation], at_rest: Set[int]) -> Frontier | None:
     """The frontier behind the first Data layer that has one; None in a net without frozen work."""
     for source in operations:
-        if not source.bottoms and isinstance(source.nodes[0].layer, Data):
+        layer = source.nodes[0].layer
+        if isinstance(layer, Data) and layer.is_numbered:
             found = _behind(source, graph, operations, at_rest)
             if found is not None:
                 return found

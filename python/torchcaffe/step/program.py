@@ -175,12 +175,17 @@ class Program:
         """The operations of a pass and their loss; `held`: names of blobs that somebody looks at."""
         loss: Tensor | None = None
         for op in self.operations:
-            if op in done or (not op.bottoms and all(name in tops for name in op.tops)):
+            if not op.bottoms and all(name in tops for name in op.tops):
+                self._fit(op, tops)
+                continue
+            if op in done:
                 continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
             kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
             with nullcontext() if op.learns else torch.no_grad():
                 op.store(self.compute(op, bottoms), tops)
+            if not op.bottoms:
+                self._fit(op, tops)
             for name, weight in self.losses.get(op, {}).items():
                 term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
                 loss = term if loss is None else loss + term
@@ -189,6 +194,14 @@ class Program:
                     tops.pop(name, None)
             tops.update(kept)
         return loss
+
+    def _fit(self, op: Operation, tops: Pass) -> None:
+        """Let the layers know where an operation without bottoms has made a batch of another size than before."""
+        changed = [name for name in op.tops if self.net.blobs[name].shape != tuple(tops[name].shape)]
+        for name in changed:
+            self.net.blobs[name].reshape(*tops[name].shape)
+        if changed:
+            self.net.reshape()
 
     def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops:
         """The tops of an operation in the net's precision."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass
+from itertools import count
 from math import ceil
 from pathlib import Path
 from typing import Protocol
@@ -205,7 +206,11 @@ class Remembered:
             tell(self.program, str(error))
 
     def _open(self, identity: str) -> None:
-        entries = torch.cat([self._entries(self.data.cursor + i) for i in range(self.batch // self.data.batch)])
+        entries = self._entries(self.data.cursor)
+        for later in count(self.data.cursor + 1):           # a batch may be a short one
+            if len(entries) >= self.batch:
+                break
+            entries = torch.cat([entries, self._entries(later)])[:self.batch]
         tops = self._ask(entries)
         self.places = places(tops)
         self.words = self.places[-1].word + self.places[-1].words
@@ -245,7 +250,7 @@ class Remembered:
         return {"engine": ENGINE, "torch": torch.__version__, "precision": context.precision, "dtype": str(context.dtype),
                 "device": torch.cuda.get_device_name(self.device) if cuda else torch.backends.cpu.get_cpu_capability(),
                 "threads": 0 if cuda else torch.get_num_threads(),
-                "records": open_database(self.data.param.data_param.source).digest, "transform": self.data.transform.identity(),
+                "records": open_database(self.data.source).digest, "transform": self.data.transform.identity(),
                 "layers": identity, "tops": hashlib.sha256(repr(self.places).encode()).hexdigest()}
 
     # -- the work ------------------------------------------------------------------------------------------------------

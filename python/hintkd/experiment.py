@@ -47,6 +47,8 @@ class Dataset:
     mirror: bool = False                   # left and right may be exchanged (if the options say so too)
     scale: float = 1.0                     # multiplies a pixel after its mean was subtracted
     mean_value: tuple[float, ...] = ()     # mean per channel, in the channel order of the records
+    std_value: tuple[float, ...] = ()      # standard deviation per channel, in the same order
+    border: int = 0                        # pixels that padded training records have around the image
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -66,16 +68,17 @@ def _dataset(name: str, *, training: str = "train", mean: bool = True, **facts: 
                    test_mean=test_mean, **facts)
 
 
-_CIFAR: dict[str, Any] = {"channels": 3, "size": 32, "batch": 128, "train_size": 50_000, "crop": True, "mirror": True}
+_CIFAR: dict[str, Any] = {"channels": 3, "size": 32, "batch": 128, "train_size": 50_000, "crop": True, "border": 4, "mirror": True}
 _DIGITS: dict[str, Any] = {"classes": 10, "channels": 1, "size": 8, "batch": 32, "test_batch": 250, "test_iter": 4, "crop": True,
-                           "scale": 1 / 16}
+                           "border": 1, "scale": 1 / 16, "mean_value": (4.88,), "std_value": (6.02,)}
 
 DATASETS: dict[str, Dataset] = {
     # MNIST is neither augmented nor centred; its scale is Options.mnist_scale.
     "mnist": _dataset("mnist", mean=False, classes=10, channels=1, size=28, batch=64, train_size=60_000),
     "cifar10": _dataset("cifar10", classes=10, mean_value=(125.3, 123.0, 113.9), **_CIFAR),
     "cifar100": _dataset("cifar100", classes=100, mean_value=(129.3, 124.1, 112.4), **_CIFAR),
-    "cifar100-zoo": _dataset("cifar100", classes=100, mean_value=(129.31, 124.11, 112.40), **{**_CIFAR, "batch": 64}),
+    "cifar100-zoo": _dataset("cifar100", classes=100, mean_value=(129.31, 124.11, 112.40), std_value=(68.21, 65.41, 70.41),
+                             **{**_CIFAR, "batch": 64}),
     "digits": _dataset("digits", train_size=200, **_DIGITS),
     "digits-teacher": _dataset("digits", training="teacher", train_size=797, **_DIGITS),   # the same test set and means
 }
@@ -148,6 +151,10 @@ class Options:
     shortcut: str = option("A", "A", "B")          # A: parameter-free (He et al.'s CIFAR nets); B: 1x1 projection (most Caffe ports)
     mirror: bool = option(True, False, True)       # where the data set allows it
     mean: str = option("file", "file", "values", "none")       # per pixel; per channel; none.  A data set without means has none
+    order: str = option("stored", "stored", "shuffled")         # of the training records: the same in each epoch, or drawn for each
+    last_batch: str = option("wrapped", "wrapped", "kept")     # of an epoch: goes on with the next one, or has what is left
+    std: str = option("none", "none", "values")    # per channel, by which images are divided
+    padding: str = option("zeros", "zeros", "reflect")         # around the training images of a padded data set
     bn_fraction: float = option(0.999)             # BatchNorm's moving_average_fraction at scale 1
     mnist_scale: float = option(1 / 255)           # what an MNIST pixel is multiplied by
     teacher_statistics: str = option("stored", "stored", "batch")      # of BatchNorm in a teacher while it teaches

@@ -53,6 +53,7 @@ NUMBERS = {
     "classes": Range(1, 1_000_000, whole=True), "channels": Range(1, 1_024, whole=True), "size": Range(1, 4_096, whole=True),
     "batch": Range(1, 65_536, whole=True), "test_batch": Range(1, 65_536, whole=True), "test_iter": COUNT,
     "train_size": Range(0, 1_000_000_000, whole=True), "scale": POSITIVE, "mean_value": Range(-1_000, 1_000),
+    "std_value": Range(0, 1_000, above=True), "border": Range(0, 1_024, whole=True),
     "published": Range(0, 100), "average": Range(0, 100),
     # figures
     "axis": Range(-1_000_000, 1_000_000), "window": Range(0, 10_000_000, whole=True),

@@ -1,33 +1,20 @@
 """The data layer that shuffles: which records come when, how they are shown, and that every way to run it gives the same batches."""
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import lmdb
 import numpy as np
 import pytest
 import torch
 
 import torchcaffe as caffe
+from reading import COUNT, IMAGES, LABELS, SIZE, batches, layer, net, solver, weights, write
 from torchcaffe.errors import CaffeError
-from torchcaffe.io import array_to_datum
 from torchcaffe.step.table import Table
-
-COUNT, SIZE = 22, 8
-IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 3, SIZE, SIZE), dtype=np.uint8)
-LABELS = np.arange(COUNT) % 5
-
-
-def write(folder: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS) -> str:
-    with lmdb.open(str(folder), map_size=1 << 26, lock=False) as environment, environment.begin(write=True) as transaction:
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            transaction.put(b"%06d" % i, array_to_datum(image, int(label)).SerializeToString())
-    return str(folder)
 
 
 @pytest.fixture
@@ -40,26 +27,6 @@ def module() -> ModuleType:
     with mock.patch.dict(sys.modules, caffe=caffe):
         from hintkd.layers import records
     return records
-
-
-def layer(source: str, batch: int = 6, tops: str = "data label index", **more: Any) -> str:
-    told = json.dumps({"source": source, "batch": batch, **more}).replace('"', '\\"')
-    return (f'layer {{ name: "data" type: "Python" {" ".join(f"""top: "{top}" """ for top in tops.split())} '
-            f'python_param {{ module: "hintkd.layers.records" layer: "ShuffledRecords" param_str: "{told}" }} }}\n')
-
-
-def net(folder: Path, text: str, phase: int = caffe.TRAIN, seed: int = 1) -> Any:
-    (folder / "net.prototxt").write_text(text)
-    caffe.set_random_seed(seed)
-    return caffe.Net(str(folder / "net.prototxt"), phase)
-
-
-def batches(net: Any, count: int) -> list[dict[str, np.ndarray]]:
-    found = []
-    for _ in range(count):
-        net.forward()
-        found.append({name: np.array(blob.data) for name, blob in net.blobs.items()})
-    return found
 
 
 class Blob:
@@ -195,22 +162,6 @@ layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: 
 """
 WAYS = {"layer by layer": {"fast": False}, "whole iterations": {}, "from device memory": {"replay": True}, "remembered": {"remember": True},
         "remembered, from device memory": {"remember": True, "replay": True}}
-
-
-def solver(folder: Path, text: str, fast: bool = True, replay: bool = False, remember: bool = False, seed: int = 3) -> Any:
-    (folder / "net.prototxt").write_text(text)
-    (folder / "solver.prototxt").write_text(
-        f'net: "{folder}/net.prototxt" base_lr: 0.01 lr_policy: "fixed" momentum: 0.9 max_iter: 20 random_seed: {seed} '
-        f'snapshot_prefix: "{folder}/snap" snapshot_format: BINARYPROTO')
-    made = caffe.get_solver(str(folder / "solver.prototxt"))
-    made.fast, made.exact, made.replay = fast, True, replay
-    if remember:
-        made.remember = str(folder / "memory")
-    return made
-
-
-def weights(solver: Any) -> dict[str, np.ndarray]:
-    return {f"{name}{i}": np.array(blob.data) for name, blobs in solver.net.params.items() for i, blob in enumerate(blobs)}
 
 
 @pytest.mark.parametrize("way", list(WAYS)[1:])

@@ -1,7 +1,7 @@
 """Random numbers as functions of (seed, purpose, pass), for layers in any pycaffe: no generator has a state that would have to be saved.
 
-They are those of torchcaffe's streams, so that both engines draw the same.  A layer's seed is `seed` of caffe.Layer: torchcaffe gives
-each layer its net's, and hintkd's stages give a real Caffe that of the solver.
+They are those of torchcaffe's streams, so that both engines draw the same.  torchcaffe tells each layer its net's seed; for a real Caffe
+the stage process says it.
 """
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ WEYL = 0x9E3779B97F4A7C15 - 2 ** 64                          # as signed 64-bit 
 MIX = ((30, 0xBF58476D1CE4E5B9 - 2 ** 64), (27, 0x94D049BB133111EB - 2 ** 64))
 
 
+_of_others = {"seed": 0}
+
+
+def seed_others(seed: int) -> None:
+    """What seed the layers of an engine have that tells them none, from now on."""
+    _of_others["seed"] = seed
+
+
 def seed_of(layer: Any) -> int:
-    """The net's seed, as a layer knows it; 0 where nobody has said it."""
-    return int(getattr(layer, "seed", 0))
+    """The seed of a layer's net."""
+    return int(getattr(layer, "seed", _of_others["seed"]))
+
+
+def solver(engine: Any, what: str, alone: int) -> int:
+    """caffe.solver_rank() or caffe.solver_count() of an engine, or what it is for one that trains alone where an engine has none."""
+    known = getattr(engine, "solver_" + what, None)
+    return int(known()) if known else alone
 
 
 def key(seed: int, purpose: str, rank: int = 0) -> int:

@@ -62,7 +62,7 @@ class ShuffledRecords(caffe.Layer):
 
     def forward(self, bottom: Any, top: Any) -> None:
         found, positions, train, views = records(self.p["source"]), self._positions(), self.phase == caffe.TRAIN, self.p["views"]
-        stream = draws.key(draws.seed_of(self), "transform", _solver("rank", 0))
+        stream = draws.key(draws.seed_of(self), "transform", draws.solver(caffe, "rank", 0))
         drawn = draws.uniform(stream, self.passes, (1 + 2 * views, len(positions)))
         for i, position in enumerate(positions):
             image = self._framed(found.image(position).astype(np.float32))
@@ -85,9 +85,9 @@ class ShuffledRecords(caffe.Layer):
     # -- which records, and how they are shown ----------------------------------------------------------------------------
     def _positions(self) -> np.ndarray:
         """The positions of the records of the next pass."""
-        count, batch, rank, solvers = len(records(self.p["source"])), self.p["batch"], _solver("rank", 0), _solver("count", 1)
-        if self.phase != caffe.TRAIN:                        # a test net, which only the first solver has
-            rank, solvers = 0, 1
+        count, batch, rank, solvers = len(records(self.p["source"])), self.p["batch"], 0, 1
+        if self.phase == caffe.TRAIN:                        # only the first solver has test nets
+            rank, solvers = draws.solver(caffe, "rank", 0), draws.solver(caffe, "count", 1)
         if self.p["last"] == "kept":
             epoch, number = divmod(self.passes * solvers + rank, -(-count // batch))
             places = epoch * count + np.arange(number * batch, min((number + 1) * batch, count))
@@ -126,8 +126,3 @@ class ShuffledRecords(caffe.Layer):
         mean, std = (np.array(self.p[name] or [neutral], np.float32)[:, None, None] for name, neutral in (("mean", 0), ("std", 1)))
         return (image - mean) / std
 
-
-def _solver(what: str, alone: int) -> int:
-    """caffe.solver_rank() or caffe.solver_count(), where a caffe has them."""
-    known = getattr(caffe, "solver_" + what, None)
-    return int(known()) if known else alone

@@ -30,6 +30,13 @@ class Options(BaseOptions):
     """Where the zoo's sources differ, with RepDistiller's choice as the default."""
     mean: str = option("values", "file", "values", "none", paper="per channel, and a standard deviation per channel",
                        meaning="file: per pixel; values: per channel; none", matters=lambda x: bool(x.dataset.train_mean))
+    std: str = option("values", "none", "values", paper="one per channel", meaning="values: images are divided by one per channel; none")
+    order: str = option("shuffled", "stored", "shuffled", paper="reshuffled in each epoch",
+                        meaning="of the training images: drawn for each epoch, or that of the records")
+    last_batch: str = option("kept", "wrapped", "kept", paper="of 16 images, kept: 782 iterations an epoch",
+                             meaning="kept: of what is left of an epoch; wrapped: goes on with the next one, as Caffe's")
+    padding: str = option("zeros", "zeros", "reflect", paper="black pixels; reflected ones in the overhaul's code",
+                          meaning="what is around training images", matters=lambda x: x.dataset.crop)
     bn_fraction: float = option(0.9, paper="torch's momentum of 0.1", meaning="BatchNorm's moving_average_fraction f; a run of scale s < 1 "
                                                                              "uses 1 - (1 - f) / s, but at least 0.9")
     gamma: float | None = option(None, paper="1; 0.1 for KD", meaning="weight of the labels' cross-entropy; none for the method's own")

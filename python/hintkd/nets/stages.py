@@ -15,7 +15,7 @@ from typing import Any
 from hintkd.backend import caffe_pb2, read_net
 from hintkd.errors import UserError
 from hintkd.experiment import Dataset, Experiment, Options, Taps
-from hintkd.nets import surgery
+from hintkd.nets import records, surgery
 from hintkd.nets.resnet import FROZEN, ResNet
 
 KD_LOSS = "kd_loss"
@@ -39,8 +39,16 @@ def _net(name: str) -> caffe_pb2.NetParameter:
 
 # -- layers ------------------------------------------------------------------------------------------------------------------
 def add_data(net: caffe_pb2.NetParameter, dataset: Dataset, options: Options, labels: bool = True,
-             phases: Sequence[str] = ("TRAIN", "TEST")) -> None:
-    """Data layers "data".  A padded training record is cropped at random and mirrored; test records come as they are."""
+             phases: Sequence[str] = ("TRAIN", "TEST"), views: int = 1, positions: bool = False) -> None:
+    """Data layers "data".  A padded training record is cropped at random and mirrored; test records come as they are.
+
+    views        4 for each training image in four rotations, positions: a third top "position"; for what else they take see records.py
+    """
+    if records.are_needed(options) or views > 1 or positions:
+        for phase in phases:
+            records.add_records(net, dataset, options, phase, ["data", "label", "position"][:1 + labels + (positions and phase == "TRAIN")],
+                                views if phase == "TRAIN" else 1)
+        return
     if options.mean == "values" and dataset.train_mean and not dataset.mean_value:
         raise UserError(f"data set {dataset.name}: mean: values needs its mean_value, one number per channel")
     for phase in phases:

@@ -22,6 +22,10 @@ _ELEMENTWISE = {"AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Dropout", "ELU",
 _NOT_TO_FREEZE = {"Embed", "LSTM", "Parameter", "Python", "RNN"}
 
 
+def _is_source(layer: caffe_pb2.LayerParameter) -> bool:
+    return layer.type in _SOURCES or (layer.type == "Python" and not layer.bottom)
+
+
 def blob_of(layers: Layers, name: str) -> str:
     """The blob that the layer of this name makes (its first top), or the blob of this name.  Raises UserError if there is neither."""
     for layer in layers:
@@ -116,7 +120,7 @@ def logits(net: caffe_pb2.NetParameter) -> str:
         if layer.type in ("SoftmaxWithLoss", "Softmax", "Accuracy"):
             return layer.bottom[0]
     consumed = {b for layer in net.layer for b in layer.bottom if b not in layer.top}
-    ends = [top for layer in net.layer for top in layer.top if top not in consumed and layer.type not in _SOURCES]
+    ends = [top for layer in net.layer for top in layer.top if top not in consumed and not _is_source(layer)]
     if len(set(ends)) != 1:
         raise UserError(f"the teacher's net '{net.name}' does not say which blob its class scores are: end it in one Softmax layer")
     return ends[0]
@@ -132,10 +136,10 @@ def teacher_layers(net: caffe_pb2.NetParameter, blobs: Sequence[str], statistics
     Raises UserError where the net holds a layer that cannot be frozen like this, or needs more than its first data blob.
     """
     tested = [layer for layer in net.layer if _in_test(layer)]
-    images = {layer.top[0] for layer in tested if layer.type in _SOURCES}
+    images = {layer.top[0] for layer in tested if _is_source(layer)}
     names = dict.fromkeys(images, "data")              # the teacher's blobs by their name in the student's net
     result = []
-    for source in cut([layer for layer in tested if layer.type not in _SOURCES], blobs):
+    for source in cut([layer for layer in tested if not _is_source(layer)], blobs):
         missing = [b for b in source.bottom if b not in names and b != "data"]
         if missing:
             raise UserError(f"the teacher's layer '{source.name}' needs '{missing[0]}', which no layer makes from the images")

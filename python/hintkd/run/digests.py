@@ -18,6 +18,7 @@ from typing import Any
 from hintkd.errors import Damaged, UserError
 from hintkd.files import fault, read_sealed, write_sealed
 from hintkd.methods.stage import Stage
+from hintkd.nets.records import source_of
 
 CHECKED = Path("runs/checked.json")         # relative to the workspace
 DESCRIPTION = "dataset.json"
@@ -53,7 +54,7 @@ def check_all(folder: Path) -> None:
 def restore_descriptions(stages: Iterable[Stage], tell: Callable[[str], None]) -> None:
     """Write each missing or damaged dataset.json of the stages' data again, if it is remembered and the data are what it says."""
     layers = [layer for stage in stages for part in stage.parts for layer in part.net.layer]
-    for folder in {Path(layer.data_param.source).parent for layer in layers if layer.type == "Data"}:
+    for folder in {Path(source).parent for source in map(source_of, layers) if source}:
         known, path = _remembered().get(str(folder)), folder / DESCRIPTION
         try:
             read_sealed(path, "fingerprint")

@@ -16,8 +16,10 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
 from hintkd.methods.stage import Part, Stage
+from hintkd.nets.records import source_of, with_source
 from hintkd.run import digests
 from hintkd.run.sources import code_digest
 
@@ -116,11 +118,22 @@ class Keys:
             parts[f"weights[{index}]"] = [source, weights.prefix, weights.layers and list(weights.layers), *filter(None, [weights.part])]
         parts["drop"] = list(part.drop)
         parts.update((name, value) for name, value in flatten(part.solver, "solver") if decides(name))
-        for name, value in flatten(part.net, "net"):
+        for name, value in flatten(_with_fingerprints(part.net), "net"):
             if name == "net.name":
                 continue
             parts[name] = f"data {data_fingerprint(value)}" if name.rsplit(".", 1)[1] in DATA_PATHS else value
         return parts
+
+
+def _with_fingerprints(net: caffe_pb2.NetParameter) -> caffe_pb2.NetParameter:
+    """The net with fingerprints in the place of the paths that Python layers read."""
+    made = caffe_pb2.NetParameter()
+    made.CopyFrom(net)
+    for layer in made.layer:
+        source = source_of(layer) if layer.type == "Python" else None
+        if source:
+            layer.CopyFrom(with_source(layer, f"data {data_fingerprint(source)}"))
+    return made
 
 
 def digest(parts: Parts) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from hintkd.errors import Damaged, StageFailed
 from hintkd.files import fault, is_whole, read_sealed, sha256_of, write_sealed
+from hintkd.layers import draws
 
 KEPT = 2                                    # snapshots that stay while a stage runs: one may turn out to be unusable
 INPUTS = ("net.prototxt", "solver.prototxt", "stage.json", "key.json", "init.caffemodel")     # what a folder has before its stage begins
@@ -70,6 +71,9 @@ class Member:
 
     def build(self, caffe: Any, exact: bool = True) -> None:
         """A new solver; on torchcaffe it runs whole iterations, asks a teacher once and, if `exact`, goes on byte for byte."""
+        if not hasattr(caffe, "ENGINE"):
+            with open(self.path("solver.prototxt"), encoding="utf-8") as file:
+                draws.seed_others(next((int(line.split(":")[1]) for line in file if line.startswith("random_seed:")), 0))
         with self.turn():
             self.solver = caffe.get_solver(self.path("solver.prototxt"))
         if hasattr(caffe, "ENGINE"):

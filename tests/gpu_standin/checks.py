@@ -175,7 +175,7 @@ def together(folder: Path) -> Found:
     found["teacher shared"], found["recorded"] = len(group.shared[0]) > 25, group.replay.graph is not None
     for solver in solvers:
         solver.step(2)
-    written = group.replay.written[0][1]["kd_loss"].data_ptr()
+    written = group.replay.now.written[0][1]["kd_loss"].data_ptr()
     group.step(1)
     found["alone"] = recorded(*solvers)
     found["its own tops"] = group.programs[0].tops["kd_loss"].data_ptr() == written

@@ -73,6 +73,7 @@ class Layer:
       blobs             the same parameters as blobs
       cursor            how many forward passes have drawn or read something; the whole state of a data or dropout layer
       clock             the cursor in device memory, in a pass that step/capture.py runs
+      ticked            how many passes have ticked since step/capture.py began to run some
       state             tensors that a pass leaves for the next one, for layers that carry something on (recurrent ones)
       varies            the tops may have another shape in each pass, although the bottoms have not (images read one by one)
     """
@@ -99,6 +100,7 @@ class Layer:
         self.declared: list[tuple[Shape, Fill]] = []
         self.cursor = 0
         self.clock: Tensor | None = None
+        self.ticked = 0
         self.state: list[Tensor] = []
         self.varies = False
 
@@ -158,6 +160,7 @@ class Layer:
         if self.clock is not None:
             now = self.clock.clone()
             self.clock.add_(1)
+            self.ticked += 1
             return now
         self.cursor += 1
         return self.cursor - 1

@@ -138,15 +138,18 @@ class Data(Source):
         return [(self.batch, *shape), (self.batch,)][:len(self.param.top)]
 
     def forward(self) -> list[Tensor]:
-        stored = self.resident if self.clock is not None else None
-        now = self.tick()
-        positions = self.positions(now, self.context.device if stored is not None else "cpu")
-        if stored is not None:
-            images, labels = (each.index_select(0, positions) for each in stored)
-            return [self.transformed(self.transform, images, now), labels, positions.to(self.context.dtype)][:len(self.param.top)]
-        with self.naming_errors():
-            found, numbers = self.images.read(positions.numpy())
-        return [self.transformed(self.transform, found, now), self.tensor(numbers), self.tensor(positions.numpy())][:len(self.param.top)]
+        now = self.cursor if self.clock is None else self.clock.clone()
+        positions = self.positions(now, "cpu" if self.clock is None else self.context.device)
+        if self.clock is None:
+            with self.naming_errors():
+                found, numbers = self.images.read(positions.numpy())
+            images, labels, places = self.transformed(self.transform, found, now), self.tensor(numbers), self.tensor(positions.numpy())
+        else:
+            assert self.resident is not None
+            stored, labels = (each.index_select(0, positions) for each in self.resident)
+            images, places = self.transformed(self.transform, stored, now), positions.to(self.context.dtype)
+        self.tick()
+        return [images, labels, places][:len(self.param.top)]
 
     # -- its inputs by number: what the first top holds for an item depends on the record, its window and its mirror alone ------
     @property
@@ -174,6 +177,10 @@ class Data(Source):
                     raise CaffeError("its records differ in shape, so that they have no numbers")
                 images = self.moved(found)
             return self.transform(images, self.transform.draws(variants, self.images.shape).to(device)).to(self.context.dtype)
+
+    def size(self, now: int) -> int:
+        """How many records pass `now` reads."""
+        return self.batch
 
     def positions(self, now: int | Tensor, device: torch.device | str) -> Tensor:
         """The positions of the records of pass `now`, (batch,)."""

@@ -69,10 +69,6 @@ class Records(Data):
         self.is_numbered = self.shown.views == 1
         self._orders: dict[int, Tensor] = {}
 
-    def reside(self, limit: int) -> None:
-        if not self.keeps:                                  # whose batches have two sizes, so that the host has to know which comes
-            super().reside(limit)
-
     def top_shapes(self) -> list[Shape]:
         with self.naming_errors():
             shape = self.transform.output_shape(self.images.shape)
@@ -80,23 +76,28 @@ class Records(Data):
         return [(size * self.shown.views, *shape), (size,), (size,)][:len(self.param.top)]
 
     def draws(self, now: int | Tensor, device: torch.device | str) -> Tensor:
-        return self.context.streams.uniform("transform", "", now, (self.shown.drawn, self.size(now)), device)
+        return self.context.streams.uniform("transform", "", now, (self.shown.drawn, self._size(now)), device)
 
     # -- which records ----------------------------------------------------------------------------------------------------
-    def size(self, now: int | Tensor) -> int:
-        """Of the batch of pass `now`."""
-        return min(self.batch, self.images.count - self._place(now)[1]) if self.keeps else self.batch
+    def size(self, now: int) -> int:
+        if not self.keeps:
+            return self.batch
+        return min(self.batch, self.images.count - self._start(now)[1])
 
-    def _place(self, now: int | Tensor) -> tuple[int, int]:
+    def _size(self, now: int | Tensor) -> int:
+        """The same where the number of the pass may lie in device memory: that of the pass that is coming."""
+        return self.size(self.cursor + self.ticked if isinstance(now, Tensor) else now)
+
+    def _start(self, now: Any) -> tuple[Any, Any]:
         """Epoch and first record's place in it of pass `now`, where no batch goes on with the next epoch."""
         rank, count = self.turn
-        epoch, number = divmod(int(now) * count + rank, -(-self.images.count // self.batch))
-        return epoch, number * self.batch
+        number, batches = now * count + rank, -(-self.images.count // self.batch)
+        return number // batches, number % batches * self.batch
 
     def positions(self, now: int | Tensor, device: torch.device | str) -> Tensor:
         if self.keeps:
-            epoch, start = self._place(now)
-            places = epoch * self.images.count + torch.arange(start, start + self.size(now), device=device)
+            epoch, start = self._start(now)
+            places = epoch * self.images.count + start + torch.arange(self._size(now), device=device)
         else:
             places = self.places(now, device)
         if not self.shuffles:

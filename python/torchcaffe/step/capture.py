@@ -6,8 +6,9 @@ test or a snapshot.  What a pass computes is program.py's Program; what happens 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ from torchcaffe.step.program import Pass, Program
 Fed = dict[str, Tensor]                                 # tops that the host provides, by name
 Work = Callable[[list[list[Fed]]], Tensor | None]
 WARM_UP = 3                                             # times the work is done before the recording, while libraries choose and allocate
+RECORDINGS = 2                                          # that are kept: one for whole batches, one for the short ones at the ends of epochs
+
+
+@dataclass(eq=False)
+class Recording:
+    """The work for batches of certain sizes: what the host provides, and, once it is recorded, what the graph gives and writes."""
+    fed: list[list[Fed]]
+    graph: torch.cuda.CUDAGraph | None = None
+    result: Tensor | None = None
+    written: list[tuple[Pass, dict[str, Tensor]]] = field(default_factory=list)       # of each program
 
 
 class Replay:
@@ -39,12 +50,10 @@ class Replay:
         self.layers = [layer for layer in layers if not layer.needs_host]
         self.clocks = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in self.layers]
         self.cursors = [0] * len(self.layers)
-        self.fed: list[list[Fed]] = [[{} for _ in programs] for _ in range(passes)]
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recordings: dict[Hashable, Recording] = {}                 # by the sizes of their batches
+        self.now = Recording([])
         self.can_record = self.device.type == "cuda"
-        self.result: Tensor | None = None
         self.recalls: list[bool] = []
-        self.written: list[tuple[Pass, dict[str, Tensor]]] = []         # by the graph, of each program
 
     def _room(self) -> int:
         """How many bytes a data set may take: at most half of what is free on a GPU."""
@@ -58,20 +67,30 @@ class Replay:
         self._prepare()
         self._feed()
         self._set_clocks()
-        if self.graph is None and self.can_record:
+        now = self.now
+        if now.graph is None and self.can_record:
             with torch.cuda.device(self.device):
                 self._record()
-        if self.graph is None:
-            self.result = self._run()
+        if now.graph is None:
+            now.result = self._run()
         else:
             with torch.cuda.device(self.device):
-                self.graph.replay()
-            for program, written in zip(self.programs, self.written, strict=True):
+                now.graph.replay()
+            for program, written in zip(self.programs, now.written, strict=True):
                 program.repeated(*written)
         self._count()
         for program in self.programs:
             program.show(now=False)
-        return self.result
+        return now.result
+
+    @property
+    def graph(self) -> torch.cuda.CUDAGraph | None:
+        """The present recording's, and below what it gives."""
+        return self.now.graph
+
+    @property
+    def result(self) -> Tensor | None:
+        return self.now.result
 
     def _prepare(self) -> None:
         """Let the programs have what they will recall.  One that has lost its memory needs another recording."""
@@ -79,18 +98,26 @@ class Replay:
             program.prepare(self.passes)
         recalls = [program.recalls for program in self.programs]
         if recalls != self.recalls:
-            self.recalls, self.graph = recalls, None
+            self.recalls = recalls
+            self.recordings.clear()
 
     def _feed(self) -> None:
-        """Put what the host provides where the work reads it.  Another shape needs another recording."""
-        for feds in self.fed:
-            for program, fed in zip(self.programs, feds, strict=True):
-                for name, value in program.sources(lambda layer: layer.needs_host).items():
-                    place = fed.get(name)
-                    if place is None or place.shape != value.shape:
-                        fed[name], self.graph = value.clone(), None
-                    else:
-                        place.copy_(value, non_blocking=True)
+        """Find the recording for the sizes of the next batches, and put what the host provides where it reads it."""
+        provided = [[program.sources(lambda layer: layer.needs_host) for program in self.programs] for _ in range(self.passes)]
+        sizes = (*(layer.size(layer.cursor + number) for layer in self.layers if isinstance(layer, Data) for number in range(self.passes)),
+                 *(value.shape for feds in provided for fed in feds for value in fed.values()))
+        known = self.recordings.get(sizes)
+        if known is None:
+            while len(self.recordings) >= RECORDINGS:
+                del self.recordings[next(iter(self.recordings))]
+            self.now = self.recordings[sizes] = Recording([[{name: value.clone() for name, value in fed.items()} for fed in feds]
+                                                           for feds in provided])
+            return
+        self.now = known
+        for places, feds in zip(known.fed, provided, strict=True):
+            for place, fed in zip(places, feds, strict=True):
+                for name, value in fed.items():
+                    place[name].copy_(value, non_blocking=True)
 
     def _set_clocks(self) -> None:
         """A cursor that somebody else has moved, as restoring a snapshot does, counts."""
@@ -107,9 +134,9 @@ class Replay:
 
     def _run(self) -> Tensor | None:
         for layer, clock in zip(self.layers, self.clocks, strict=True):
-            layer.clock = clock
+            layer.clock, layer.ticked = clock, 0
         try:
-            return self.work(self.fed)
+            return self.work(self.now.fed)
         finally:
             for layer in self.layers:
                 layer.clock = None
@@ -129,9 +156,9 @@ class Replay:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=pool):
-                self.result = self._run()
-            self.graph = graph
-            self.written = [(program.last, {name: top.detach() for name, top in program.last.items()}) for program in self.programs]
+                self.now.result = self._run()
+            self.now.graph = graph
+            self.now.written = [(program.last, {name: top.detach() for name, top in program.last.items()}) for program in self.programs]
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:                       # an operation of a Python layer, say, that waits for its result
@@ -140,7 +167,7 @@ class Replay:
             reason = before if isinstance(before, RuntimeError) else error
             glog.warning(f"{self.programs[0].net.source} is not replayed: {str(reason).splitlines()[0]}", "capture.py:1")
         finally:
-            if self.graph is None:
+            if self.now.graph is None:
                 _abandon(pool, here)
         for tensor, value in zip(state, kept, strict=True):
             tensor.copy_(value)

@@ -1,6 +1,7 @@
 """Step cases: a method's stages as the table would make them, two iterations of each on the case's images, and all tensors after them."""
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import losses
 import torchcaffe as caffe
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.experiment import DATASETS, Experiment, Options
@@ -31,7 +33,10 @@ AUXILIARY = (
     ("paraphraser", r"(en|de)coder\.0", r"paraphraser_\1coder0"), ("paraphraser", r"(en|de)coder\.3", r"paraphraser_\1coder1"),
     ("paraphraser", r"(en|de)coder\.6", r"paraphraser_\1coder2"),
     ("translator", r"encoder\.[01]", r"translator0"), ("translator", r"encoder\.[34]", r"translator1"),
-    ("translator", r"encoder\.[67]", r"translator2"))
+    ("translator", r"encoder\.[67]", r"translator2"),
+    ("embed_s", r"linear", r"crd_student"), ("embed_t", r"linear", r"crd_teacher"),
+    ("student", r"proj_head\.0", r"student_head0"), ("student", r"proj_head\.2", r"student_head1"),
+    ("teacher", r"proj_head\.0", r"teacher_head0"), ("teacher", r"proj_head\.2", r"teacher_head1"))
 
 
 def knows(case: dict[str, Any]) -> bool:
@@ -48,8 +53,9 @@ class Module:
         self.names = [tensor[0] for tensor in tracked(told["tensors"])]
         self.values = [value.astype(np.float64) for value, wanted in zip(values, known, strict=True) if wanted]
         prefix = TEACHER if name == "teacher" else ""
-        self.places = [[Place(prefix + place.layer, *place[1:]) for place in each] for each in (
-            network_places(title, dtype) if title else [[auxiliary(name, tensor, self.names)] for tensor in self.names])]
+        network_of = network_places(title, dtype) if title else []
+        self.places = [[Place(prefix + place.layer, *place[1:]) for place in each] for each in network_of]
+        self.places += [[auxiliary(name, tensor, self.names)] for tensor in self.names[len(self.places):]]
 
     def place(self, index: int, net: Any) -> Place | None:
         """Where a tensor is in this net, if it is there."""
@@ -132,11 +138,48 @@ def experiment(case: dict[str, Any]) -> Experiment:
     zoo, told = paper("zoo"), case["optimizer"]
     student, teacher = (network(f"wrn_{case[side]}" if case["distill"] == "oh" else case[side]) for side in ("student", "teacher"))
     weights = {name: case[name] for name in ("gamma", "alpha", "beta") if case.get(name)}
+    if case["distill"] == "crd":
+        weights["crd_width"] = case["hyper"]["feat_dim"]
     schedule = replace(zoo.schedule(), base_lr=told["lr"], light_lr=told["lr"], momentum=told["momentum"],
                        weight_decay=told["weight_decay"], nesterov=told["nesterov"])
     shared: dict[str, Any] = {"dataset": DATASETS["cifar100-zoo"], "schedule": schedule, "options": zoo.options(**weights), "tau": 4.0}
     taught_by = Experiment(zoo.methods["original"], student=teacher, generation=1, pupil=student, **shared)
     return Experiment(zoo.methods[METHODS.get(case["distill"], case["distill"])], student=student, teacher=taught_by, **shared)
+
+
+def with_indices(stage: Stage, hyper: dict[str, Any]) -> Stage:
+    """CRD's stage with a loss that is given its indices instead of drawing them."""
+    net = caffe_pb2.NetParameter()
+    net.CopyFrom(stage.net)
+    (loss,) = (layer for layer in net.layer if layer.name == "crd_loss")
+    loss.python_param.param_str = json.dumps({"samples": hyper["n"], "temperature": hyper["nce_t"], "momentum": hyper["nce_m"]})
+    del loss.param[3:]
+    return Stage.solve(stage.title, net, stage.solver)
+
+
+def contrastive_state(net: Any) -> Arrays:
+    """CRD's banks and normalisers."""
+    blobs = net.params["crd_loss"]
+    return {name: np.array(blob.data, np.float64) for name, blob in zip(("memory_v1", "memory_v2", "Z"), blobs, strict=True)}
+
+
+def self_supervised_parts(net: Any) -> list[float]:
+    """SSKD's four losses without their weights, of the net's last pass."""
+    (node,) = (node for node in net.graph.nodes if node.layer.name == "sskd_loss")
+    user, names = node.layer.user, ("ce", "kd", "tf", "ss")
+    kept, found = dict(user.p), []
+    for one in names:
+        user.p.update({name: float(name == one) for name in names})
+        node.layer.forward_numpy()
+        found.append(float(net.blobs["sskd_loss"].data.sum()))
+    user.p.update(kept)
+    return found
+
+
+def kept_rows(net: Any, ratio: float) -> np.ndarray:
+    """The rows of rotated views that count in SSKD's last loss."""
+    cosines = losses.view_cosines(np.array(net.blobs["teacher_head1"].data, np.float64))
+    return np.flatnonzero(losses.kept(cosines, np.repeat(np.arange(cosines.shape[1]), 3), ratio))
 
 
 class Exact:
@@ -202,16 +245,30 @@ def results(case: dict[str, Any], arrays: Arrays, dtype: torch.dtype, fast: bool
     titles = {side: f"wrn_{case[side]}" if case["distill"] == "oh" else case[side] for side in ("student", "teacher")}
     modules = {name: Module(name, told, dtype, titles.get(name, "")) for name, told in case["weights"].items()}
     *before, last = experiment(case).method(experiment(case))
-    inputs = {"data": arrays["in/images"], "label": arrays["in/labels"]}
+    images = arrays["in/images"]
+    inputs = {"data": images.reshape(len(images), -1, *images.shape[-3:]), "label": arrays["in/labels"]}
+    if case["distill"] == "crd":
+        last = with_indices(last, case["hyper"])
+        inputs["position"] = np.stack([arrays[f"in/contrast_idx@{iteration}"] for iteration in range(case["iterations"])])
     found: Arrays = {}
-    for stage in before:
+    for stage in before if "stage1" in case else []:
         run = Run(stage, inputs, modules, dtype, fast)
         found["stage1/losses"] = np.array([sum(run.step(0).values()) for _ in range(case["stage1"]["iterations"])])
         found |= {f"stage1/{name}": module.table() for name, module in modules.items()}
-    run, losses = Run(last, inputs, modules, dtype, fast), []
+    run, totals = Run(last, inputs, modules, dtype, fast), []
+    net = run.solver.net
+    for bank in range(2) if case["distill"] == "crd" else ():
+        net.params["crd_loss"][bank].data[...] = arrays[f"state/memory_v{bank + 1}"]
     for iteration in range(case["iterations"]):
         parts = run.step(iteration)
-        losses.append([sum(parts.values()), parts["loss"], sum(parts.values()) - parts["loss"]])
-        found |= {f"after{iteration + 1}/{name}": module.table() for name, module in modules.items()}
-    found["out/losses"] = np.array(losses) if case["distill"] == "oh" else np.array(losses)[:, 0]
+        total, now = sum(parts.values()), f"after{iteration + 1}"
+        found |= {f"{now}/{name}": module.table() for name, module in modules.items()}
+        if case["distill"] == "crd":
+            found |= {f"{now}/{name}": array for name, array in contrastive_state(net).items()}
+        if case["distill"] == "sskd":
+            totals.append([total, *self_supervised_parts(net)])
+            found[f"out/kept_ss@{iteration}"] = kept_rows(net, case["hyper"]["ratio_ss"])
+        else:
+            totals.append([total, parts["loss"], total - parts["loss"]] if case["distill"] == "oh" else [total])
+    found["out/losses"] = np.array(totals) if len(totals[0]) > 1 else np.array(totals)[:, 0]
     return found

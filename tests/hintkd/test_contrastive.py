@@ -34,7 +34,7 @@ def source(tmp_path: Path) -> str:
 
 
 def text(source: str, negatives: int = K, batch: int = 6, **more: Any) -> str:
-    told = json.dumps({"source": source, "negatives": negatives}).replace('"', '\\"')
+    told = json.dumps({"source": source, "samples": COUNT, "negatives": negatives}).replace('"', '\\"')
     embed = "\n".join(
         f'layer {{ name: "{side}" type: "InnerProduct" bottom: "data" top: "{side}" '
         f'inner_product_param {{ num_output: 5 weight_filler {{ type: "msra" }} }} }}' for side in ("student", "teacher"))

@@ -59,7 +59,8 @@ def test_two_iterations_of_a_method_are_the_authors(root: Path, case: str, dtype
     assert check.run(root / case, dtype) in ("agree", None)
 
 
-@pytest.mark.parametrize("case", ["kd_resnet8_from_resnet14", "abound_wrn_16_1_from_wrn_16_2", "oh_10_1_from_10_2"])
+@pytest.mark.parametrize("case", ["kd_resnet8_from_resnet14", "abound_wrn_16_1_from_wrn_16_2", "oh_10_1_from_10_2",
+                                  "crd_resnet8_from_resnet8x4", "sskd_resnet8_from_wrn_16_2"])
 def test_two_iterations_in_one_piece_are_the_authors(root: Path, case: str) -> None:
     import torch
     told = json.loads((root / f"steps/{case}/case.json").read_text())

@@ -29,7 +29,8 @@ PAIRS = (                                    # of CRD's tables 1 and 2
     ("resnet32x4", "ShuffleV1"), ("resnet32x4", "ShuffleV2"), ("wrn_40_2", "ShuffleV1"))
 WEIGHTS = {                                  # (labels, softened scores, the method's own, summed over its losses)
     "kd": (0.1, 0.9, 0), "fitnet": (1, 0, 100), "at": (1, 0, 3 * 1000), "sp": (1, 0, 3000), "vid": (1, 0, 3), "ab": (1, 0, 0),
-    "ft": (1, 0, 200), "oh": (1, 0, (1 + 1 / 2 + 1 / 4) / 1000), "rkd": (1, 0, 1), "pkt": (1, 0, 30000)}
+    "ft": (1, 0, 200), "oh": (1, 0, (1 + 1 / 2 + 1 / 4) / 1000), "rkd": (1, 0, 1), "pkt": (1, 0, 30000),
+    "crd": (1, 0, 0.8), "crd-kd": (1, 1, 0.8)}
 
 
 def experiment(method: str, teacher: str = "wrn_40_2", student: str = "wrn_16_2", schedule: Any = None, **options: Any) -> Experiment:
@@ -111,8 +112,10 @@ def build(stage: Stage, folder: Path) -> Any:
     for layer in stage.net.layer:
         if layer.bottom:
             net.layer.add().CopyFrom(layer)
-    net.layer.insert(0, caffe_pb2.LayerParameter(name="data", type="Input", top=["data", "label"], input_param={
-        "shape": [{"dim": [2, 3, 32, 32]}, {"dim": [2]}]}))
+    data = next(layer for layer in stage.net.layer if not layer.bottom)
+    rows = 8 if '"views": 4' in data.python_param.param_str else 2
+    net.layer.insert(0, caffe_pb2.LayerParameter(name="data", type="Input", top=data.top, input_param={
+        "shape": [{"dim": [rows, 3, 32, 32]}, {"dim": [2]}, {"dim": [2]}][:len(data.top)]}))
     path = folder / "net.prototxt"
     path.write_text(write_text(net))
     with shapes_only():

@@ -28,7 +28,8 @@ class ContrastiveLoss(caffe.Layer):
     Blobs that never learn (`param { lr_mult: 0 decay_mult: 0 }` for each) hold the state: the student's bank, the teacher's (samples, D),
     (Z of the student, Z of the teacher), 0 while unknown, and, with negatives, the number of passes that have drawn.  Rows begin uniform in
     +-1 / sqrt(D / 3).  In TEST nothing moves.
-    param_str: source (an LMDB's folder) and negatives, or samples (of the training set); temperature 0.07, momentum 0.5, eps 1e-7.
+    param_str: samples (of the training set, must be given); source (an LMDB's folder) and negatives, or neither; temperature 0.07,
+    momentum 0.5, eps 1e-7.
 
     Scores of all samples are one matrix product, of which the asked ones are picked: for K above a few hundredths of the samples that is
     less to compute and to move than picking rows of the banks.
@@ -40,36 +41,45 @@ class ContrastiveLoss(caffe.Layer):
         if len(bottom) != 3 or len(top) != 1:
             raise ValueError("ContrastiveLoss needs three bottoms (student's embedding, teacher's embedding, indices) and one top")
         self.p = parse(self.param_str, _DEFAULTS)
-        if bool(self.p["source"]) != bool(self.p["negatives"]) or bool(self.p["source"]) == bool(self.p["samples"]):
-            raise ValueError("param_str needs a source and how many negatives, or, where a bottom has the indices, samples")
-        self.negatives = Negatives(records(self.p["source"]).labels(), self.p["negatives"]) if self.p["source"] else None
-        self.samples = len(self.negatives.labels) if self.negatives else self.p["samples"]
-        if self.samples < 1 or self.p["temperature"] <= 0 or not 0 <= self.p["momentum"] < 1:
+        if self.p["samples"] < 1 or self.p["temperature"] <= 0 or not 0 <= self.p["momentum"] < 1:
             raise ValueError("param_str: samples must be at least 1, temperature above 0, momentum from 0 to below 1")
+        if bool(self.p["source"]) != bool(self.p["negatives"]):
+            raise ValueError("param_str: source and negatives go together; write both, or neither where a bottom has the indices")
         width = bottom[0].count // bottom[0].shape[0]
         draw, bound = np.random.default_rng(draws.key(draws.seed_of(self), "banks")), 1 / np.sqrt(width / 3)
         for bank in range(2):
-            self.blobs.add_blob(self.samples, width)
-            self.blobs[bank].data[...] = draw.uniform(-bound, bound, (self.samples, width))
+            self.blobs.add_blob(self.p["samples"], width)
+            self.blobs[bank].data[...] = draw.uniform(-bound, bound, (self.p["samples"], width))
         self.blobs.add_blob(2)
-        if self.negatives:
+        if self.p["negatives"]:
             self.blobs.add_blob(1)
+        self.known: Negatives | None = None
         self.stream = draws.key(draws.seed_of(self), "negatives", draws.solver(caffe, "rank", 0))
+
+    @property
+    def negatives(self) -> Negatives:
+        """Made when it is first asked for, so that a net can be looked at without its data."""
+        if self.known is None:
+            labels = records(self.p["source"]).labels()
+            if len(labels) != self.p["samples"]:
+                raise ValueError(f"ContrastiveLoss: {self.p['source']} has {len(labels)} records, and samples is {self.p['samples']}")
+            self.known = Negatives(labels, self.p["negatives"])
+        return self.known
 
     def reshape(self, bottom: Any, top: Any) -> None:
         shapes = [tuple(bottom[i].shape) for i in range(3)]
-        third = "(N,)" if self.negatives else "(N, 1 + K)"
-        fits = bottom[2].count == shapes[2][0] if self.negatives else len(shapes[2]) == 2 and shapes[2][1] > 1
+        third = "(N,)" if self.p["negatives"] else "(N, 1 + K)"
+        fits = bottom[2].count == shapes[2][0] if self.p["negatives"] else len(shapes[2]) == 2 and shapes[2][1] > 1
         if bottom[0].count != bottom[1].count or len({shape[0] for shape in shapes}) > 1 or not fits:
             raise ValueError("ContrastiveLoss: embeddings {} and {} and indices {} do not fit: (N, D), (N, D), {}".format(*shapes, third))
         top[0].reshape(1)
 
     def forward(self, bottom: Any, top: Any) -> None:
         own = bottom[2].data.astype(np.int64).reshape(len(bottom[2].data), -1)
-        if own.min() < 0 or own.max() >= self.samples:
-            raise ValueError(f"ContrastiveLoss: indices {own.min()} to {own.max()} do not fit {self.samples} samples")
+        if own.min() < 0 or own.max() >= self.p["samples"]:
+            raise ValueError(f"ContrastiveLoss: indices {own.min()} to {own.max()} do not fit {self.p['samples']} samples")
         indices, counted = own, np.ones(own.shape)
-        if self.negatives:
+        if self.p["negatives"]:
             indices, counted = self.negatives.of(own[:, 0], self.stream, np.array([int(self.blobs[3].data[0])]))
         units, lengths = zip(*(self._unit(bottom[i].data.reshape(len(indices), -1)) for i in range(2)))
         banks, z = [self.blobs[0].data, self.blobs[1].data], np.array(self.blobs[2].data)
@@ -81,7 +91,7 @@ class ContrastiveLoss(caffe.Layer):
         top[0].data[...] = loss
         if self.phase == caffe.TRAIN:
             self.blobs[2].data[...] = z
-            if self.negatives:
+            if self.p["negatives"]:
                 self.blobs[3].data[...] += 1
             for bank, unit in zip(banks, units):
                 moved = self.p["momentum"] * bank[indices[:, 0]] + (1 - self.p["momentum"]) * unit
@@ -94,7 +104,7 @@ class ContrastiveLoss(caffe.Layer):
 
     def _share(self, asked: int) -> float:
         """K / samples, where a row asks for so many."""
-        return (self.p["negatives"] or asked - 1) / self.samples
+        return (self.p["negatives"] or asked - 1) / self.p["samples"]
 
     def _side(self, unit: np.ndarray, bank: np.ndarray, indices: np.ndarray, counted: np.ndarray,
               z: float) -> tuple[Any, np.ndarray, Any]:
@@ -102,7 +112,7 @@ class ContrastiveLoss(caffe.Layer):
         n, asked = indices.shape
         t, eps, c = self.p["temperature"], self.p["eps"], self._share(asked)
         raw = np.exp(np.take_along_axis(unit @ bank.T, indices, 1) / t)
-        z = z or (raw * counted).sum() / counted.sum() * self.samples
+        z = z or (raw * counted).sum() / counted.sum() * self.p["samples"]
         o = raw / z
         loss = -(np.log(o[:, 0] / (o[:, 0] + c + eps)).sum() + (np.log(c / (o[:, 1:] + c + eps)) * counted[:, 1:]).sum()) / n
         slope = o / (o + c + eps) * counted                  # of -log c / (o + c + eps), times o
@@ -124,7 +134,7 @@ class ContrastiveLoss(caffe.Layer):
         import torch
         from torch.nn import functional as F
         indices, counted = bottoms[2].detach().long().reshape(len(bottoms[2]), -1), None
-        if self.negatives:
+        if self.p["negatives"]:
             indices, counted = self.negatives.torch_form(indices[:, 0], self.stream, blobs[3].detach().long())
         n, asked = indices.shape
         t, eps, c = self.p["temperature"], self.p["eps"], self._share(asked)
@@ -136,7 +146,7 @@ class ContrastiveLoss(caffe.Layer):
                 raw = (units[side] @ blobs[1 - side].detach().T).gather(1, indices).div(t).exp()
                 known, seen = blobs[2][side].detach(), raw.detach()
                 mean = seen.mean() if counted is None else (seen * counted).sum() / counted.sum()
-                z = torch.where(known > 0, known, mean * self.samples)
+                z = torch.where(known > 0, known, mean * self.p["samples"])
                 zs.append(z)
                 o = raw / z
                 others = (c / (o[:, 1:] + c + eps)).log()
@@ -146,7 +156,7 @@ class ContrastiveLoss(caffe.Layer):
         if self.phase == caffe.TRAIN:
             with torch.no_grad():
                 blobs[2].copy_(torch.stack(zs))
-                if self.negatives:
+                if self.p["negatives"]:
                     blobs[3].add_(1)
                 for bank, unit in zip(blobs[:2], units):
                     moved = bank[indices[:, 0]] * self.p["momentum"] + unit.detach() * (1 - self.p["momentum"])

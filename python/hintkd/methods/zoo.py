@@ -8,6 +8,7 @@ from __future__ import annotations
 from hintkd.experiment import Experiment
 from hintkd.methods.method import Choice, Line, method
 from hintkd.methods.stage import Stage
+from hintkd.methods.zoo_crd import crd, crd_kd
 from hintkd.methods.zoo_protocol import (
     SCHEDULES,
     Options,
@@ -20,12 +21,13 @@ from hintkd.methods.zoo_protocol import (
     schedule,
     weighed,
 )
+from hintkd.methods.zoo_sskd import sskd
 from hintkd.nets import adapters, surgery
 from hintkd.nets.basic_resnet import BasicResNet, DeepResNet
 from hintkd.nets.distilled import Distilled, Feature
 from hintkd.nets.wide_resnet import WideResNet
 
-__all__ = ["SCHEDULES", "SOURCE", "Options", "Schedule"]
+__all__ = ["SCHEDULES", "SOURCE", "Options", "Schedule", "crd", "crd_kd", "sskd"]
 SOURCE = ("Tian, Krishnan, Isola 2020, Contrastive Representation Distillation, arXiv 1910.10699, and the methods that it compares with; "
           "Xu, Liu, Li, Loy 2020 (SSKD), arXiv 2006.07114; Heo et al. 2019 (overhaul), arXiv 1904.01866")
 

@@ -44,6 +44,9 @@ class Options(BaseOptions):
                                  meaning="weight of the softened scores' divergence; none for the method's own")
     beta: float | None = option(None, paper="one for all pairs, tuned on one of them", meaning="weight of the method's own loss; none for "
                                                                                                "RepDistiller's")
+    crd_negatives: int = option(16_384, paper="16384", meaning="records that CRD tells each image from, half of a smaller training set's",
+                                matters=lambda x: x.method.name in ("crd", "crd-kd"))
+    crd_width: int = option(128, paper="128", meaning="of CRD's embeddings", matters=lambda x: x.method.name in ("crd", "crd-kd"))
     fitnet_stages: str = option("one", "one", "two", paper="two, hint training and then KD; RepDistiller has one",
                                 meaning="one: the regressor's loss beside the labels'; two: before KD",
                                 matters=lambda x: x.method.name == "fitnet")
@@ -61,6 +64,7 @@ class Schedule(BaseSchedule):
     iterations: int = counted(240 * EPOCH, "plain training and the last stage")
     teacher_iterations: int = counted(240 * EPOCH, "teacher")
     first_iterations: int = counted(30 * EPOCH, "first stage of AB and FT")      # at a constant rate
+    head_iterations: int = counted(60 * EPOCH, "SSKD's head of the teacher")     # the rate falls after a half and three quarters
     steps: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
     base_lr: float = 0.05
     light_lr: float = 0.01                                    # of MobileNetV2, ShuffleV1 and ShuffleV2 in the student's place
@@ -72,7 +76,7 @@ class Schedule(BaseSchedule):
 SCHEDULES = {
     "cifar100": Schedule(),
     # Not from the papers: what the embedded digits need.
-    "digits": Schedule(iterations=600, teacher_iterations=1_200, first_iterations=150),
+    "digits": Schedule(iterations=600, teacher_iterations=1_200, first_iterations=150, head_iterations=150),
 }
 
 

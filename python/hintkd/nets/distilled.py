@@ -34,12 +34,17 @@ class Distilled:
     """A net in the making: the experiment's student and teacher, and what is between them.
 
     student, teacher    their features; the teacher's blobs are those inside the student's net
+    views, positions    4 for training images in four rotations; whether the blob "position" has the images' places among the records
     losses              where a method adds layers that are there in training alone (with x.test_loss, in tests, too)
     Raises UserError where the teacher's features are not known.
     """
 
-    def __init__(self, x: Experiment, preacts: bool = False):
+    def __init__(self, x: Experiment, preacts: bool = False, views: int = 1, positions: bool = False):
+        if x.test_loss and (views > 1 or positions):
+            raise UserError(f"{x.table}: {x.name} has no loss on the test set, whose images have "
+                            f"{'one view' if views > 1 else 'no rows in a bank'}; leave test_loss away")
         self.x, self.losses = x, caffe_pb2.NetParameter()
+        self._views, self._positions = views, positions
         self._teacher, taught = stages.teacher_net(x, preacts)
         if taught is None:
             raise UserError(f"{x.table}: {x.name} does not know the features of this teacher; give its network instead of a prototxt")
@@ -147,19 +152,22 @@ class Distilled:
     def net(self, name: str, label_weight: float = 1, statistics: str | None = None) -> caffe_pb2.NetParameter:
         """Data, the teacher up to what is used of it, the student, the losses, and the labels' loss with this weight.
 
+        Where a loss reads the labels itself, theirs is there in tests alone.
+
         label_weight    0 leaves out the labels, the tests, and of the student what the losses do not need
         statistics      of BatchNorm in the teacher; None for the options' own
         """
         asked = list(dict.fromkeys(bottom for layer in self.losses.layer for bottom in layer.bottom))
         made = caffe_pb2.NetParameter(name=f"{self._student.name}-{name}-{self._teacher.name}")
-        stages.add_data(made, self.x.dataset, self.x.options, labels=bool(label_weight), phases=["TRAIN", "TEST"][:1 + bool(label_weight)])
+        stages.add_data(made, self.x.dataset, self.x.options, labels=bool(label_weight), phases=["TRAIN", "TEST"][:1 + bool(label_weight)],
+                        views=self._views, positions=self._positions)
         made.layer.extend(surgery.teacher_layers(
             self._teacher, [blob.removeprefix(surgery.TEACHER) for blob in asked if blob.startswith(surgery.TEACHER)],
             statistics or self.x.options.teacher_statistics, in_test=self.x.test_loss))
         made.layer.extend(self._student_layers(asked, whole=bool(label_weight)))
         made.layer.extend(self._in_training(self.losses.layer))
         if label_weight:
-            stages.add_label_loss(made, self.student.logits.blob, train=True, weight=label_weight)
+            stages.add_label_loss(made, self.student.logits.blob, train="label" not in asked, weight=label_weight)
         return made
 
     def _student_layers(self, asked: Sequence[str], whole: bool) -> list[caffe_pb2.LayerParameter]:

@@ -125,8 +125,13 @@ def demo(
 
 @app.command()
 def generate(
-    table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.",
-                                         autocompletion=complete_table)],
+    table: Annotated[str | None, typer.Argument(help="One of `hintkd list tables`, or a YAML file of one's own; default: the pair that "
+                                                     "--student and --teacher name.", show_default=False,
+                                                autocompletion=complete_table)] = None,
+    student: Annotated[str | None, typer.Option(help="A network by its title, such as wrn_16_2, resnet8x4 or ShuffleV1.",
+                                                show_default=False)] = None,
+    teacher: Annotated[str | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="How the student is trained: one of the zoo's methods.", show_default=False)] = None,
     changes: Set = None,
     rows: Rows = None,
     nets: Nets = None,
@@ -136,9 +141,15 @@ def generate(
     """Write the prototxts of a table's stages, which any Caffe trains: nets into prototxt/, solvers into solvers/."""
     from hintkd.methods.generate import generate_all as write
     from hintkd.run.progress import counted
+    from hintkd.study.pair import pair_table
     from hintkd.study.table import find_table
     console.quiet = quiet
-    found = find_table(table).changed(assignments(changes))
+    if table is not None and not (student or teacher or method):
+        found = find_table(table).changed(assignments(changes))
+    elif table is None and student and method:
+        found, rows = pair_table(student, teacher, method).changed(assignments(changes)), method
+    else:
+        raise UserError("generate: name a table, or instead of it --student, --method and, where that needs one, --teacher")
     experiments = found.experiments(rows=None if rows is None else names("--rows", rows),
                                     nets=None if nets is None else numbers("--nets", nets))
     files = write([x for x in experiments if not x.method.is_shared], out)

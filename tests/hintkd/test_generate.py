@@ -72,3 +72,15 @@ def test_writing_again_touches_nothing_and_leaves_no_parts(tmp_path: Path) -> No
     assert [path.stat().st_mtime_ns for path in files[1:]] == times[1:]
     assert files[0].read_text() != "drifted"
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+def test_a_pair_needs_no_table(tmp_path):
+    from hintkd import cli
+    command = ["generate", "--student", "wrn_16_2", "--teacher", "wrn_40_2", "--method", "ft", "--out", str(tmp_path)]
+    assert cli.main(command) == 0
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.prototxt"))
+    own = "cifar100/wrn_40_2-to-wrn_16_2/ft"
+    nets = [f"{own}/1-paraphraser", f"{own}/2-ft", "cifar100/wrn_40_2/teacher/1-teacher"]
+    assert written == [f"{folder}/{net}.prototxt" for folder in ("prototxt", "solvers") for net in nets]
+    head = (tmp_path / f"solvers/{nets[1]}.prototxt").read_text()
+    assert 'wrn_40_2/teacher/1-teacher_iter_187680.caffemodel, with "teacher/"' in head and "1-paraphraser_iter_23460.caffemodel" in head

@@ -261,7 +261,7 @@ class Table(BaseModel):
         for what, value in (changes or {}).items():
             path = self._path(what, known)
             if what != "teacher.prototxt":
-                alone = _validated(_with(self._content(), path, value), self.name, self.name, self._folder)
+                alone = table_of(_with(self._content(), path, value), self.name, self.name, self._folder)
                 if alone.experiment(ORIGINAL) == self.experiment(ORIGINAL):
                     continue                                 # it is so already
                 name += f"-{_in_a_name(what, value)}"
@@ -283,7 +283,7 @@ class Table(BaseModel):
             for row in content["rows"]:
                 row.update(published=(), average=None, columns={})
             content["axis"] = None
-        return _validated(content, name, self.name, self._folder)
+        return table_of(content, name, self.name, self._folder)
 
     def _content(self) -> dict[str, Any]:
         """What the table is made of, the data set and its schedule by all their fields."""
@@ -347,10 +347,18 @@ def load_table(path: Path, shown: bool = False) -> Table:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a table is a YAML mapping with title, source, dataset, student and rows")
-    return _validated(content, str(content.pop("name", path.stem)), str(path), path.parent, shown)
+    return table_of(content, str(content.pop("name", path.stem)), str(path), path.parent, shown)
 
 
-def _validated(content: dict[str, Any], name: str, where: str, folder: Path, shown: bool = False) -> Table:
+def table_of(content: dict[str, Any], name: str, where: str, folder: Path, shown: bool = False) -> Table:
+    """The table with this content.
+
+    name      as results are called
+    where     it stands, for what is said of a mistake
+    folder    in which a file of methods is looked for
+    shown     it is only to be shown: that file may be gone
+    Raises UserError as load_table does.
+    """
     if not re.fullmatch(r"\w[\w.-]{0,150}", name):
         raise UserError(f"{where}: name: '{limits.shown(name)}' cannot name a folder; use letters, digits, '-', '_' and '.', not too many")
     limits.require_all(content, where)

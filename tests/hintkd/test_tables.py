@@ -18,7 +18,7 @@ from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import find_table, load_table, table_names
 from tiny_data import write_lmdb
 
-NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo",
+NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo", "demo-zoo",
          *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10)), "overhaul", "sskd"]
 
 # Per table: dataset, teacher (depth, widths, value), student (depth, widths, value), then the printed averages.

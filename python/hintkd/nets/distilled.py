@@ -103,18 +103,18 @@ class Distilled:
         self.loss(stages.KD_LOSS, "kl_divergence", "KLDivergence", [mine.blob, other.blob], weight, tau=float(self.x.tau))
 
     def norm_of(self, teacher: Feature) -> list[str]:
-        """The names of gamma and beta of the BatchNorm that a preact of the teacher comes from: the block's own, where it is a sum.
+        """The names of gamma and beta of the BatchNorm that a preact of the teacher comes from: of a sum the block's, not the shortcut's.
 
         Raises UserError where it comes from none.
         """
         blob, layers = teacher.blob.removeprefix(surgery.TEACHER), self._teacher.layer
-        total = [layer for layer in layers if layer.type == "Eltwise" and blob in layer.top]
-        blob = total[0].bottom[0] if total else blob
-        scales = [layer for layer in layers if layer.type == "Scale" and blob in layer.top]
+        addends = [bottom for layer in layers if layer.type == "Eltwise" and blob in layer.top for bottom in layer.bottom]
+        scales = [layer for source in addends or [blob] for layer in layers
+                  if layer.type == "Scale" and source in layer.top and not source.endswith("_proj")]
         if not scales:
             raise UserError(f"{self.x.table}: {self.x.name} needs the BatchNorm before the last ReLU of each stage, and {teacher.blob} of "
                             f"{self._teacher.name} comes from none")
-        scale = scales[-1]
+        scale = scales[0]
         if not scale.param:
             for name in ("gamma", "beta"):
                 scale.param.add(name=f"{scale.name}_{name}")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +24,10 @@ def source(tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def module() -> ModuleType:
+def module() -> Iterator[ModuleType]:
     with mock.patch.dict(sys.modules, caffe=caffe):
         from hintkd.layers import records
-    return records
+        yield records
 
 
 class Blob:
@@ -175,6 +176,20 @@ def test_every_way_trains_on_the_same_batches(tmp_path: Path, source: str, way: 
         np.testing.assert_allclose(weights(other)[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
     if "remembered" in way:
         assert other.memory is not None and isinstance(other.memory.store.table, Table) and other.memory.store.table.known() > 30
+
+
+@pytest.mark.parametrize("last", ["wrapped", "kept"])
+def test_a_caffe_that_lets_the_class_read_trains_on_the_same_batches(tmp_path: Path, source: str, module: ModuleType, last: str,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    text = layer(source, tops="data label", mirror=True, crop=7, std=[64], mean=[120], last=last) + BODY
+    engine = solver(tmp_path, text, fast=False)
+    monkeypatch.delattr(module.ShuffledRecords, "records")
+    own = solver(tmp_path, text, fast=False)
+    assert isinstance(own.net.layers[0], module.ShuffledRecords) and not isinstance(engine.net.layers[0], module.ShuffledRecords)
+    for each in (engine, own):
+        each.step(9)
+    for name, value in weights(engine).items():
+        np.testing.assert_allclose(weights(own)[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("way", list(WAYS))

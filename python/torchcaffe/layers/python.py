@@ -98,7 +98,7 @@ class PythonLayer(Layer):
     def made(cls, param: caffe_pb2.LayerParameter, context: Context) -> Layer:
         """Records where the class says what it reads."""
         made = cls(param, context)
-        return Records(param, context, made) if not param.bottom and hasattr(made.load(), "records") else made
+        return Records(param, context, made) if not param.bottom and callable(getattr(made.load(), "records", None)) else made
 
     def attach(self, bottoms: list[Blob], tops: list[Blob]) -> None:
         self.bottom_blobs, self.top_blobs = RawBlobVec(bottoms), RawBlobVec(tops)

@@ -95,19 +95,23 @@ class Records(Data):
         return number // batches, number % batches * self.batch
 
     def positions(self, now: int | Tensor, device: torch.device | str) -> Tensor:
+        records = self.images.count
         if self.keeps:
             epoch, start = self._start(now)
-            places = epoch * self.images.count + start + torch.arange(self._size(now), device=device)
-        else:
-            places = self.places(now, device)
+            places = (start + torch.arange(self._size(now), device=device)) % records      # while a recording warms up, passes are others
+            return self._orders_of(epoch, 1)[0, places] if self.shuffles else places
+        places = self.places(now, device)
         if not self.shuffles:
-            return places % self.images.count
-        epochs, places = places // self.images.count, places % self.images.count
-        if isinstance(now, Tensor):
-            many = torch.arange((self.batch * self.turn[1] - 1) // self.images.count + 2, device=device)
-            return self._drawn(epochs[0] + many)[epochs - epochs[0], places]
-        asked = epochs.unique(sorted=True).tolist()
-        return torch.stack([self._order(epoch) for epoch in asked])[epochs - asked[0], places]
+            return places % records
+        epochs = places // records
+        first = epochs[0] if isinstance(now, Tensor) else int(epochs[0])
+        return self._orders_of(first, (self.batch * self.turn[1] - 1) // records + 2)[epochs - first, places % records]
+
+    def _orders_of(self, first: int | Tensor, count: int) -> Tensor:
+        """The orders of so many epochs from the first on, (count, records)."""
+        if isinstance(first, Tensor):
+            return self._drawn(first + torch.arange(count, device=first.device))
+        return torch.stack([self._order(epoch) for epoch in range(first, first + count)])
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

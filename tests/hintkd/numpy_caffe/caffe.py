@@ -86,7 +86,7 @@ def plain(found):
     def set_blobs(self, raw):
         self._raw_blobs = raw
     return type(found.__name__, (found,), {**{name: shown(name) for name in ("setup", "reshape", "forward", "backward")},
-                                           "forward_torch": property(without), "blobs": property(blobs, set_blobs)})
+                                           "forward_torch": property(without), "records": None, "blobs": property(blobs, set_blobs)})
 
 
 def _within(make):

@@ -130,6 +130,16 @@ def test_both_forms_train_alike(tmp_path: Path, source: str) -> None:
     assert weights(solvers[0])["loss3"].tolist() == [8]
 
 
+def test_of_a_record_that_comes_twice_the_last_image_counts(tmp_path: Path, source: str) -> None:
+    found = []
+    for fast in (False, True):
+        made = solver(tmp_path, text(source, batch=30, mirror=True, crop=7), fast=fast)
+        made.step(2)
+        found.append(weights(made))
+    for name in ("loss0", "loss1"):
+        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-5)
+
+
 @pytest.mark.parametrize(("fast", "replay"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("last", ["wrapped", "kept"])
 def test_banks_and_draws_resume_to_the_same_bytes(tmp_path: Path, source: str, fast: bool, replay: bool, last: str) -> None:

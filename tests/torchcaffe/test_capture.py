@@ -154,6 +154,29 @@ def test_records_that_the_host_reads_are_fed(tmp_path):
     assert differences(*(train(path, replay) for replay in (False, True))) < 1e-12
 
 
+class Kept(caffe.Layer):
+    """Says that it reads 20 records, 6 at a time, and of each epoch the last 2."""
+
+    def setup(self, bottom, top):
+        pass
+
+    def records(self):
+        return {"source": self.param_str, "batch": 6, "shuffle": True, "last": "kept", "border": 0, "pad": 0, "padding": "zeros", "crop": 9,
+                "mirror": True, "mean": [], "std": [100.0], "views": 1}
+
+
+def test_whole_batches_and_short_ones_have_a_recording_each(tmp_path, images, record):
+    net = f"""layer {{ name: "data" type: "Python" top: "data" top: "data_label"
+        python_param {{ module: "test_capture" layer: "Kept" param_str: "{tmp_path}/lmdb" }} }}"""
+    path = write_solver(tmp_path, net + HEAD, base_lr=0.1)
+    led, recording = train(path, False, (9,)), record(train(path, True, (0,)))
+    recording.step(9)                                       # 6, 6, 6 and 2 images, twice, and 6
+    assert differences(led, recording) < 1e-12
+    replay = recording._replayed(recording.net)
+    assert len(replay.recordings) == 2 and all(each.graph for each in replay.recordings.values())
+    assert [layer.cursor for layer in recording.net.layers] == [layer.cursor for layer in led.net.layers]
+
+
 def test_a_blob_looked_at_shows_the_last_replay(images):
     solver = train(images, True, (2,))
     array = solver.net.blobs["fc"].data

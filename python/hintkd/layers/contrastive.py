@@ -24,7 +24,7 @@ class ContrastiveLoss(caffe.Layer):
 
     the loss is -(1/N) sum over images and both nets of log o_0 / (o_0 + c + eps) + sum_k log c / (o_k + c + eps).  Z is, for each net,
     samples times the mean of the first batch's exponentials, a constant from then on.  After the loss the own rows of both banks move:
-    row = momentum * row + (1 - momentum) * embedding, brought to length 1.
+    row = momentum * row + (1 - momentum) * embedding, brought to length 1; where a record comes twice in a batch its last image counts.
     Blobs that never learn (`param { lr_mult: 0 decay_mult: 0 }` for each) hold the state: the student's bank, the teacher's (samples, D),
     (Z of the student, Z of the teacher), 0 while unknown, and, with negatives, the number of passes that have drawn.  Rows begin uniform in
     +-1 / sqrt(D / 3).  In TEST nothing moves.
@@ -158,9 +158,11 @@ class ContrastiveLoss(caffe.Layer):
                 blobs[2].copy_(torch.stack(zs))
                 if self.p["negatives"]:
                     blobs[3].add_(1)
+                own = indices[:, 0]
+                last = ((own[:, None] == own) * torch.arange(n, device=own.device)).amax(1)        # of images that are the same record
                 for bank, unit in zip(blobs[:2], units):
-                    moved = bank[indices[:, 0]] * self.p["momentum"] + unit.detach() * (1 - self.p["momentum"])
-                    bank.index_copy_(0, indices[:, 0], F.normalize(moved, dim=1, eps=0))
+                    moved = bank[own] * self.p["momentum"] + unit.detach() * (1 - self.p["momentum"])
+                    bank.index_copy_(0, own, F.normalize(moved, dim=1, eps=0)[last])
         return known_gradient()(loss.detach().reshape(1), gradients[0], gradients[1], bottoms[0], bottoms[1])
 
 

@@ -31,8 +31,8 @@ docs: .venv/demo.stamp           # the generated parts of README.md and docs/
 proto: .venv/dev.stamp           # torchcaffe/proto/caffe_pb2.py from caffe.proto
 	@$(BIN)/python -m torchcaffe.proto.generate
 
-benchmark: .venv/demo.stamp      # half an hour on a quiet machine; writes docs/performance.md
-	@for program in step scaling memory remembered; do $(BIN)/python benchmarks/$$program.py && $(BIN)/python benchmarks/$$program.py --render || exit; done
+benchmark: .venv/demo.stamp      # hours on a quiet machine; writes docs/performance.md
+	@for program in step scaling memory remembered zoo; do $(BIN)/python benchmarks/$$program.py && $(BIN)/python benchmarks/$$program.py --render || exit; done
 
 image:
 	@docker build --tag hintkd .

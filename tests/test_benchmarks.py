@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import step
+import zoo
 
 CAFFE = """
 import os, types
@@ -70,3 +71,15 @@ def test_what_cannot_import_caffe_is_one_line(tmp_path, line, words):
     done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"step.py: --caffe-python {python} {words}\n")
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("method", ["fitnet", "vid", "ft", "oh"])
+def test_a_method_of_the_zoo_is_the_same_by_hand(tmp_path, monkeypatch, method):
+    """What is compared before it is timed; measure() raises where losses differ."""
+    monkeypatch.setattr(zoo, "BATCH", 4)
+    monkeypatch.setitem(zoo.NETS, "small", ("wrn_10_1", "wrn_10_2"))
+    monkeypatch.setattr(zoo, "BY_HAND", {"wrn_10_1": lambda: zoo.hand.WideResNet(10, 1), "wrn_10_2": lambda: zoo.hand.WideResNet(10, 2)})
+    found = zoo.measure(method, "small", 2, tmp_path)
+    assert [len(ms) for ms in found.values()] == [2, 2]
+    run = {"threads": 1, "nets": {"resnet8x4": {method: {"hand": [4.0, 4.0], "step": [3.0, 3.0]}}}}
+    assert list(zoo.rows(run)) == [["resnet8x4 under resnet32x4", method, "1", "4", "3", "0.750 (0.750 to 0.750)", "1.00: met"]]

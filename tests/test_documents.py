@@ -18,6 +18,7 @@ import memory
 import remembered
 import scaling
 import step
+import zoo
 from hintkd import cli
 from hintkd.methods import generate
 from hintkd.study.table import load_table
@@ -41,7 +42,7 @@ def test_generated_parts_are_up_to_date():
     assert render.filled(README) == README, "run `make docs`"
 
 
-@pytest.mark.parametrize("program", [step, scaling, memory, remembered])
+@pytest.mark.parametrize("program", [step, scaling, memory, remembered, zoo])
 def test_the_page_on_speed_shows_what_was_measured(program):
     name = program.__name__
     page, measured = (ROOT / "docs/performance.md").read_text(), ROOT / f"benchmarks/{name}.json"

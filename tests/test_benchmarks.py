@@ -82,4 +82,4 @@ def test_a_method_of_the_zoo_is_the_same_by_hand(tmp_path, monkeypatch, method):
     found = zoo.measure(method, "small", 2, tmp_path)
     assert [len(ms) for ms in found.values()] == [2, 2]
     run = {"threads": 1, "nets": {"resnet8x4": {method: {"hand": [4.0, 4.0], "step": [3.0, 3.0]}}}}
-    assert list(zoo.rows(run)) == [["resnet8x4 under resnet32x4", method, "1", "4", "3", "0.750 (0.750 to 0.750)", "1.00: met"]]
+    assert list(zoo.rows(run)) == [["resnet8x4 under resnet32x4", method, "1", "step", "4", "3", "0.750 (0.750 to 0.750)", "1.00: met"]]

@@ -54,6 +54,12 @@ def test_whatever_came_before_iterations_are_recorded_and_go_on_as_they_should(l
     assert {name for name, holds in found(library, check).items() if not holds} == set()
 
 
+def test_shuffled_records_and_losses_that_draw_are_recorded_for_whole_batches_and_for_short_ones(library: Path) -> None:
+    for each in found(library, "shuffled").values():
+        assert each["recorded"] and each["recordings"] == 2
+        assert each["iterations"] == 3 * [{"graphs": 1, "waits": 0, "copies": 0, "all": each["iterations"][0]["all"]}]
+
+
 def test_a_recording_that_fails_leaves_nothing_behind(library: Path) -> None:
     assert found(library, "refused", forbidden=True) == {
         "recorded": False, "iterations": 2, "recordings": 2, "going on": 0, "stream stays": True, "another recorded": True,

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ import torchcaffe as caffe
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.experiment import Dataset, Experiment
 from hintkd.methods.method import stages_of
+from hintkd.methods.papers import paper
 from hintkd.nets import stages as nets
+from hintkd.nets.titles import network
 from hintkd.stage import program
 from hintkd.study.table import find_table, table_names
 from nets import MLP, conv, write_solver
@@ -123,6 +126,25 @@ def orders(folder: Path) -> Found:
     solver._forward(solver.net)                             # as at the end of solve()
     solver.step(1)
     found["tops stay"] = written == {name: program_of.tops[name].data_ptr() for name in solver.net.outputs}
+    return found
+
+
+def shuffled(folder: Path) -> Found:
+    """Records in an order of each epoch, whose last batch is short, and losses that draw and remember: CRD's and SSKD's nets."""
+    zoo = paper("zoo")
+    data = tiny_data.write_dataset("cifar100-zoo", folder, items=40)
+    data = replace(data, train_size=40, batch=16, train_lmdb=str(folder / data.train_lmdb), test_lmdb=str(folder / data.test_lmdb))
+    shared: Found = {"dataset": data, "schedule": zoo.schedule(), "options": zoo.options(), "tau": 4.0}
+    taught = Experiment(zoo.methods["original"], student=network("resnet14"), generation=1, pupil=network("resnet8"), **shared)
+    found: Found = {}
+    for method in ("crd", "sskd"):
+        stage = stages_of(Experiment(zoo.methods[method], student=network("resnet8"), teacher=taught, **shared))[-1]
+        (folder / method).mkdir()
+        solver = common.solver(stage.net, folder / method)
+        solver.step(4)                                      # 16, 16, 8 and 16 images
+        replay = solver._replayed(solver.net)
+        found[method] = {"recorded": recorded(solver), "recordings": len(replay.recordings),
+                         "iterations": [done(solver._iterate) for _ in range(3)]}
     return found
 
 
@@ -291,8 +313,8 @@ def stages(folder: Path) -> Found:
     return found
 
 
-CHECKS: dict[str, Callable[[Path], Found]] = {check.__name__: check for check in (kernels, host, orders, refused, rules, together, layers,
-                                                                                  shapes, tables, stages)}
+CHECKS: dict[str, Callable[[Path], Found]] = {check.__name__: check for check in (kernels, host, orders, shuffled, refused, rules,
+                                                                                  together, layers, shapes, tables, stages)}
 
 
 def main(names: list[str]) -> None:

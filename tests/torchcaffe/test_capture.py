@@ -165,12 +165,13 @@ class Kept(caffe.Layer):
                 "mirror": True, "mean": [], "std": [100.0], "views": 1}
 
 
-def test_whole_batches_and_short_ones_have_a_recording_each(tmp_path, images, record):
+@pytest.mark.parametrize("iter_size", [1, 2])
+def test_whole_batches_and_short_ones_have_a_recording_each(tmp_path, images, record, iter_size):
     net = f"""layer {{ name: "data" type: "Python" top: "data" top: "data_label"
         python_param {{ module: "test_capture" layer: "Kept" param_str: "{tmp_path}/lmdb" }} }}"""
-    path = write_solver(tmp_path, net + HEAD, base_lr=0.1)
+    path = write_solver(tmp_path, net + HEAD, base_lr=0.1, iter_size=iter_size)
     led, recording = train(path, False, (9,)), record(train(path, True, (0,)))
-    recording.step(9)                                       # 6, 6, 6 and 2 images, twice, and 6
+    recording.step(9)                                       # of epochs of 6, 6, 6 and 2 images
     assert differences(led, recording) < 1e-12
     replay = recording._replayed(recording.net)
     assert len(replay.recordings) == 2 and all(each.graph for each in replay.recordings.values())

@@ -95,3 +95,17 @@ def test_a_learned_variance_has_the_gradient_of_finite_differences() -> None:
     tops[0].diff[...] = 1
     layer.backward(tops, [True, False], bottoms)
     np.testing.assert_allclose(rho.diff, steps, rtol=1e-5, atol=1e-9)
+
+
+def test_an_embedding_of_zeros_has_no_gradient_and_leaves_those_of_others_finite() -> None:
+    layer, bottoms, tops = made(next(case for case in CASES if case.module == "contrastive"))
+    bottoms[0].data[1] = 0
+    layer.forward(bottoms, tops)
+    tops[0].diff[...] = 1
+    layer.backward(tops, [True, True, False], bottoms)
+    tensors = [torch.tensor(blob.data, requires_grad=i < 2) for i, blob in enumerate(bottoms)]
+    layer.forward_torch(tensors, [torch.tensor(blob.data) for blob in layer.blobs]).sum().backward()
+    for tensor, blob in zip(tensors[:2], bottoms[:2], strict=True):
+        assert np.isfinite(blob.diff).all() and blob.diff[0].any()
+        np.testing.assert_allclose(tensor.grad.numpy(), blob.diff, rtol=1e-8, atol=1e-12)
+    assert not bottoms[0].diff[1].any()

@@ -16,7 +16,8 @@ _DEFAULTS = {"samples": 0, "source": "", "negatives": 0, "temperature": 0.07, "m
 class ContrastiveLoss(caffe.Layer):
     """Noise-contrastive estimation between a student's and a teacher's embeddings and the other net's memory bank (Tian et al. 2020).
 
-    Bottoms: embeddings of student and teacher (N, D), which are brought to length 1 here; and the positions (N,) of the images among the
+    Bottoms: embeddings of student and teacher (N, D), which are brought to length 1 here (one of zeros stays, and has no gradient, where
+    the sources divide by zero); and the positions (N,) of the images among the
     records of `source`, for each of which K = `negatives` others of other classes are drawn, none twice; or, without negatives, indices
     (N, 1 + K) into the training set, the image's own first.  One top of one element; gradients go to both embeddings.  With
 
@@ -100,6 +101,7 @@ class ContrastiveLoss(caffe.Layer):
     @staticmethod
     def _unit(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         length = np.sqrt(np.square(x).sum(1, keepdims=True))
+        length[length == 0] = np.inf
         return x / length, length
 
     def _share(self, asked: int) -> float:
@@ -132,16 +134,19 @@ class ContrastiveLoss(caffe.Layer):
     def forward_torch(self, bottoms: Any, blobs: Any) -> Any:
         """The same of tensors; the banks move in place, once their gradients are known."""
         import torch
-        from torch.nn import functional as F
         indices, counted = bottoms[2].detach().long().reshape(len(bottoms[2]), -1), None
         if self.p["negatives"]:
             indices, counted = self.negatives.torch_form(indices[:, 0], self.stream, blobs[3].detach().long())
         n, asked = indices.shape
         t, eps, c = self.p["temperature"], self.p["eps"], self._share(asked)
+
+        def unit(x: Any) -> Any:
+            length = x.norm(dim=1, keepdim=True)
+            return x / length.masked_fill(length == 0, float("inf"))
         leaves = [bottom.detach().flatten(1).requires_grad_() for bottom in bottoms[:2]]
         loss, zs = bottoms[0].new_zeros(()), []
         with torch.enable_grad():
-            units = [F.normalize(leaf, dim=1, eps=0) for leaf in leaves]
+            units = [unit(leaf) for leaf in leaves]
             for side in range(2):
                 raw = (units[side] @ blobs[1 - side].detach().T).gather(1, indices).div(t).exp()
                 known, seen = blobs[2][side].detach(), raw.detach()
@@ -160,9 +165,9 @@ class ContrastiveLoss(caffe.Layer):
                     blobs[3].add_(1)
                 own = indices[:, 0]
                 last = ((own[:, None] == own) * torch.arange(n, device=own.device)).amax(1)        # of images that are the same record
-                for bank, unit in zip(blobs[:2], units):
-                    moved = bank[own] * self.p["momentum"] + unit.detach() * (1 - self.p["momentum"])
-                    bank.index_copy_(0, own, F.normalize(moved, dim=1, eps=0)[last])
+                for bank, seen in zip(blobs[:2], units):
+                    moved = bank[own] * self.p["momentum"] + seen.detach() * (1 - self.p["momentum"])
+                    bank.index_copy_(0, own, unit(moved)[last])
         return known_gradient()(loss.detach().reshape(1), gradients[0], gradients[1], bottoms[0], bottoms[1])
 
 

@@ -42,6 +42,7 @@ from torchcaffe.train import together as side_by_side
 from torchcaffe.train import updates
 
 Found = dict[str, Any]
+NOISE = 16                                  # records of a data set that is only read
 
 
 def moving(updater: updates.Updater) -> dict[tuple[float, float], list[int]]:
@@ -253,25 +254,29 @@ def write_noise(dataset: Dataset) -> None:
     for lmdb, mean, margin in ((dataset.train_lmdb, dataset.train_mean, 4 * dataset.crop), (dataset.test_lmdb, dataset.test_mean, 0)):
         if not Path(lmdb).exists():
             side = dataset.size + 2 * margin
-            images = np.random.default_rng(0).integers(0, 256, (16, dataset.channels, side, side), dtype=np.uint8)
-            tiny_data.write_lmdb(Path(lmdb), images, np.arange(16) % dataset.classes)
+            images = np.random.default_rng(0).integers(0, 256, (NOISE, dataset.channels, side, side), dtype=np.uint8)
+            tiny_data.write_lmdb(Path(lmdb), images, np.arange(NOISE) % dataset.classes)
             if mean:
                 tiny_data.write_mean(Path(mean), images)
 
 
 def tables(folder: Path) -> Found:
-    """Every net of every table's stages, trained and tested."""
+    """Every net of every table's stages, trained and tested; of the zoo's, whose rows are pairs, each network and each method once."""
     os.chdir(folder)
-    recorded_nets, others, known = 0, [], set()
+    recorded_nets, others, known, zoo = 0, [], set(), paper("zoo").options
     for name in table_names():
         for x in find_table(name).experiments(nets=[1], scale=0.01):
             for dataset in {each.dataset for each in (x, x.teacher) if isinstance(each, Experiment)}:
                 write_noise(dataset)
-            for stage in stages_of(x):
+            small = replace(x, dataset=replace(x.dataset, train_size=NOISE))
+            for stage in stages_of(small):
                 text = write_text(stage.net)
-                if text in known:
+                kind: object = text
+                if isinstance(x.options, zoo):
+                    kind = x.method.name, stage.title, "" if x.method.needs_teacher else x.student.title
+                if kind in known:
                     continue
-                known.add(text)
+                known.add(kind)
                 settings = caffe_pb2.SolverParameter()
                 settings.CopyFrom(stage.solver)
                 settings.net, settings.test_iter[:] = "net.prototxt", [1] * len(settings.test_iter)

@@ -141,7 +141,8 @@ def experiment(case: dict[str, Any]) -> Experiment:
     if case["distill"] == "crd":
         weights["crd_width"] = case["hyper"]["feat_dim"]
     schedule = replace(zoo.schedule(), base_lr=told["lr"], light_lr=told["lr"], momentum=told["momentum"],
-                       weight_decay=told["weight_decay"], nesterov=told["nesterov"])
+                       weight_decay=told["weight_decay"], nesterov=told["nesterov"],
+                       paraphraser_lr=case.get("stage1", told)["lr"])
     shared: dict[str, Any] = {"dataset": DATASETS["cifar100-zoo"], "schedule": schedule, "options": zoo.options(**weights), "tau": 4.0}
     taught_by = Experiment(zoo.methods["original"], student=teacher, generation=1, pupil=student, **shared)
     return Experiment(zoo.methods[METHODS.get(case["distill"], case["distill"])], student=student, teacher=taught_by, **shared)

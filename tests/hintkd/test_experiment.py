@@ -13,7 +13,8 @@ from hintkd.nets.resnet import ResNet
 
 
 def test_known_data_sets_are_tested_whole() -> None:
-    sizes = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "digits": 1_000, "digits-teacher": 1_000}
+    sizes = {"mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "cifar100-zoo": 10_000, "digits": 1_000,
+             "digits-teacher": 1_000}
     assert {name: dataset.test_size for name, dataset in DATASETS.items()} == sizes
 
 

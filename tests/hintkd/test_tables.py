@@ -1,6 +1,7 @@
 """The paper's tables as data: what is printed, what they turn into, and what is said about a wrong file."""
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import find_table, load_table, table_names
 from tiny_data import write_lmdb
 
-NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo", "demo-zoo",
-         *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10)), "overhaul", "sskd"]
+NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo", "demo-lambda", "demo-zoo",
+         *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10)), "lambda-cifar10", "lambda-cifar100", "lambda-mnist", "overhaul", "sskd"]
 
 # Per table: dataset, teacher (depth, widths, value), student (depth, widths, value), then the printed averages.
 BASE, WIDE = (16, 32, 64), (64, 128, 256)
@@ -129,6 +130,24 @@ def test_table_4_is_other_runs_of_what_it_shares_with_table_3_but_for_teacher_an
 
 def test_figure_4_and_the_choice_behind_it_ask_for_the_test_loss_and_no_other_table_does():
     assert [name for name in NAMES if find_table(name).experiments()[-1].test_loss] == ["choices-tau", "figure4"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "lambda" in name])
+def test_a_study_of_the_teachers_weight_is_rows_that_share_all_but_the_last_stage(name):
+    rows = {x.name: stages_of(x) for x in find_table(name).experiments(nets=[2]) if x.method.name == "hint-kd"}
+    assert list(rows) == ["fixed", "linear-to-1", "linear-to-0", "steps-to-1"]
+    assert len({stages[0] for stages in rows.values()}) == 1 and len({stages[-1] for stages in rows.values()}) == 4
+    steps = find_table(name).experiment("fixed").schedule
+    for row, schedule in (("linear-to-1", {"schedule": "linear", "end": 1.0, "iterations": steps.iterations}),
+                          ("linear-to-0", {"schedule": "linear", "end": 0.0, "iterations": steps.iterations}),
+                          ("steps-to-1", {"schedule": "step", "end": 1.0, "steps": [steps.iterations // 2, steps.iterations * 3 // 4]})):
+        (loss,) = (layer for layer in rows[row][-1].net.layer if layer.name == "kd_loss")
+        assert json.loads(loss.python_param.param_str) == {"tau": 3.0, "lambda": 5.0, **schedule}
+
+
+def test_the_study_of_the_teachers_weight_begins_with_nets_of_tables_1_to_3():
+    for study, known in (("lambda-cifar10", "table1"), ("lambda-cifar100", "table2"), ("lambda-mnist", "table3"), ("demo-lambda", "demo")):
+        assert stages_of(find_table(study).experiment("fixed", net=3)) == stages_of(find_table(known).experiment("hint-kd", net=3))
 
 
 def test_regressor_and_the_demos_teacher_data_reach_the_experiment():

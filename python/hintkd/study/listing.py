@@ -63,10 +63,14 @@ def networks() -> Lines:
 
 def options() -> Lines:
     """What papers leave open; for `--set`, and for a table's or a row's settings."""
+    seen = set()
     for known in map(paper, PAPERS):
         for point in known.options.open_points():
             value = f"{point.default:.6g}" if isinstance(point.default, float) else point.default
-            yield _of_paper(point.name, known.name), f"{point.metadata['meaning']} (default {value})"
+            line = f"{point.metadata['meaning']} (default {value})"
+            if (point.name, line) not in seen:
+                yield _of_paper(point.name, known.name), line
+            seen.add((point.name, line))
 
 
 LISTS = {"tables": tables, "demos": demos, "methods": methods, "datasets": datasets, "networks": networks, "options": options}

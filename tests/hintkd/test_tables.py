@@ -296,4 +296,5 @@ def test_a_claim_is_a_formula_or_a_mapping_with_the_papers_words(tmp_path):
 def test_claims_are_parsed():
     claim = Claim.parse("best layerwise-hint > table1/hint-kd in hint loss 2")
     assert (claim.left, claim.better, claim.right) == (Operand("layerwise-hint", best=True), True, Operand("hint-kd", "table1"))
+    assert (claim.aim, Claim.parse("kd > original in iterations to 67.5").aim) == (None, 67.5)
     assert claim.measure == "hint loss 2" and Claim.parse("kd <= original").better is False

@@ -221,6 +221,8 @@ class Group:
         if claim.measure == "":
             value = self.value(record)
             return None if value is None else self.table.measure.gain(value, 0)
+        if claim.aim is not None:
+            return self._iterations_to(record, claim.aim)
         if claim.measure in ("training loss", "test loss"):
             begin, end = self.table.window or (0, record.iterations[-1] / self.scale)
             curve = record.stages[-1].loss if claim.measure == "training loss" else record.stages[-1].test.get(KD_LOSS, [])
@@ -229,6 +231,12 @@ class Group:
             curve = self.hint_losses(record).get(claim.measure.removeprefix("hint loss "), [])
             values = [value for _, value in curve[-max(1, round(TAIL * len(curve))):]]
         return -sum(values) / len(values) if values else None
+
+    def _iterations_to(self, record: Record, aim: float) -> float | None:
+        """Of the full schedule's last stage, with a minus, up to the first test whose value is as good as `aim`; None without tests."""
+        curve = record.stages[-1].test.get(self.table.output, [])
+        reached = (iteration for iteration, value in curve if self.table.measure.gain(self.table.measure.value(value), aim) >= 0)
+        return -next(reached, record.iterations[-1]) / self.scale if curve else None
 
     def _compared(self, operand: Operand, claim: Claim) -> Values:
         values = {record.cell: value for record in self.of(operand.method) if (value := self._measure(record, claim)) is not None}

@@ -102,16 +102,17 @@ class Reference:
 
 @pytest.mark.parametrize(("changes", "students", "weights"), [
     ({}, [STUDENT], (1, 3, 1)),
-    ({"branch_gradient": "branch"}, [STUDENT], (1, 3, 1)),
-    ({"branch_tau": 2.0, "lambda_kl": 0.75, "lambda_ce": 1.5, "lambda_teacher": 0.5, "transform": "conv-bn"}, [STUDENT], (0.5, 0.75, 1.5)),
+    ({"branch_gradient": "both"}, [STUDENT], (1, 3, 1)),
+    ({"branch_tau": 2.0, "lambda_kl": 0.75, "lambda_ce": 1.5, "lambda_teacher": 0.5, "transform": "conv-bn", "branch_gradient": "both"},
+     [STUDENT], (0.5, 0.75, 1.5)),
     ({"branches": (STUDENT.title, OTHER.title), "branch_loss": "mean"}, [STUDENT, OTHER], (1, 3 / 4, 1 / 4)),
-], ids=["as-published", "stopped", "weighed", "several"])
+], ids=["stopped", "flowing", "weighed", "several"])
 def test_phase_1_has_the_losses_and_gradients_of_the_papers_equation(changes: dict[str, object], students: list[ResNet],
                                                                     weights: tuple[float, float, float], tmp_path: Path) -> None:
     x = teacher(**changes)
     net = built(friendly_net(x), tmp_path)
     reference = Reference(net)
-    found = reference.losses(students, float(changes.get("branch_tau", 1)), detached="branch_gradient" in changes,  # type: ignore[arg-type]
+    found = reference.losses(students, float(changes.get("branch_tau", 1)), detached="branch_gradient" not in changes,  # type: ignore[arg-type]
                              relu=x.options.transform == "conv-bn-relu")  # type: ignore[attr-defined]
     out = net.forward()
     tau = x.options.branch_tau  # type: ignore[attr-defined]
@@ -135,7 +136,7 @@ def test_a_stopped_gradient_leaves_the_teachers_own_classifier_to_its_labels(tmp
         net.forward()
         net.backward()
         return np.array(net.params["fc"][0].diff)
-    plain, stopped, flowing = of_fc(lambda_kl=0.0), of_fc(branch_gradient="branch"), of_fc()
+    plain, stopped, flowing = of_fc(lambda_kl=0.0), of_fc(), of_fc(branch_gradient="both")
     np.testing.assert_allclose(stopped, plain, rtol=1e-12)
     assert np.abs(flowing - plain).max() > 1e-3
 

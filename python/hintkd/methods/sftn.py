@@ -47,8 +47,9 @@ class Options(zoo.Options):
     branch_loss: str = option(
         "sum", "sum", "mean", paper="not at hand", meaning="whether the branches' losses are added or averaged", matters=_is_friendly)
     branch_gradient: str = option(
-        "both", "both", "branch", paper="one loss of teacher and branches, with no word on gradients that are stopped",
-        meaning="where the divergence's gradient goes: into the branch's scores and the teacher's, or into the branch's alone",
+        "branch", "branch", "both", paper="one loss of teacher and branches; whether it moves the teacher's scores is not at hand",
+        meaning="where the divergence's gradient goes: into the branch's scores alone, and below them the teacher's features; or into the "
+                "teacher's scores, too",
         matters=_is_friendly)
     transform: str = option(
         "conv-bn-relu", *TRANSFORMS, paper="a transform that matches dimensions",

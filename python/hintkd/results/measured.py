@@ -29,6 +29,8 @@ from hintkd.study.table import Table, find_table, load_table
 
 Curve = list[tuple[int, float]]                              # (iteration, value), by rising iteration
 OF_A_ROW = ("tau", "lambda", "bn_fraction_of_run")           # choices that may differ between the rows of a table
+ALONG_WITH = {"teacher": ("teacher_dataset", "teacher_method", "external_teacher"),        # choices that a row sets with another of them
+              "dataset": ("batch",)}
 AGAIN = "delete it and run `hintkd reproduce` again"
 TAIL = 0.1                                                   # the end of a hint loss: its mean over this part of the curve
 
@@ -116,7 +118,8 @@ class Record(_Read):
         choices = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
         options = {**table.default_options(), **self.options}
         found = {**shared, **{name: str(value) for name, value in options.items()}, **choices}
-        return {name: value for name, value in found.items() if name not in table.set_by_rows}
+        own = {name for first in table.set_by_rows for name in (first, *ALONG_WITH.get(first, ()))}
+        return {name: value for name, value in found.items() if name not in own}
 
     def value(self, metric: Metric, which: str = "last", output: str = "") -> float | None:
         """The result in a metric, after the last iteration or at the best test; of another test output than the metric's if one is named.

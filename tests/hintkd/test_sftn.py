@@ -1,24 +1,30 @@
 """Student-friendly teachers: phase 1 against the same in plain torch, what it leaves behind, and who is taught by whom."""
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
 
 import torchcaffe as caffe
+from hintkd import cli
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
 from hintkd.experiment import DATASETS, Experiment, Network
 from hintkd.methods.method import stages_of
 from hintkd.methods.papers import paper
 from hintkd.methods.sftn import SCHEDULES, Options, friendly_net
+from hintkd.methods.stage import Stage
 from hintkd.nets.branches import BRANCH
 from hintkd.nets.resnet import ResNet
 from hintkd.nets.titles import network
+from hintkd.results.measured import read_groups
+from hintkd.study.table import find_table
 from torchcaffe.settings import number_type
 
 SFTN = paper("sftn")
@@ -35,7 +41,7 @@ def built(message: caffe_pb2.NetParameter, folder: Path, batch: int = 6, phase: 
     """The net in float64, with Input layers in place of its data layers, and weights that are not those of a beginning."""
     fed = caffe_pb2.NetParameter(name=message.name)
     fed.layer.add(name="data", type="Input", top=["data", "label"], input_param={"shape": [{"dim": [batch, 1, 8, 8]}, {"dim": [batch]}]})
-    fed.layer.extend(layer for layer in message.layer if layer.type != "Data")
+    fed.layer.extend(layer for layer in message.layer if layer.name != "data")
     (folder / "net.prototxt").write_text(write_text(fed))
     caffe.set_random_seed(3)
     with number_type(torch.float64):
@@ -188,9 +194,49 @@ def test_every_published_pair_has_a_phase_1_whose_shapes_fit(big: str, small: st
     x = replace(teacher(network(small)), dataset=DATASETS["cifar100-zoo"], student=network(big), schedule=SCHEDULES["cifar100"])
     fed = caffe_pb2.NetParameter(name="fed")
     fed.layer.add(name="data", type="Input", top=["data", "label"], input_param={"shape": [{"dim": [2, 3, 32, 32]}, {"dim": [2]}]})
-    fed.layer.extend(layer for layer in friendly_net(x).layer if layer.type != "Data")
+    fed.layer.extend(layer for layer in friendly_net(x).layer if layer.name != "data")
     (tmp_path / "net.prototxt").write_text(write_text(fed))
     with shapes_only():
         net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TRAIN)
     stages = 4 if "vgg" in small or "Mobile" in small else 3
     assert sum(name.endswith("/kl") for name in net.blobs) == stages - 1
+
+
+# -- tables --------------------------------------------------------------------------------------------------------------------
+def test_a_row_is_a_method_of_the_zoo_and_how_its_teacher_was_trained() -> None:
+    plain, friendly = (find_table("sftn").experiment(f"wrn_16_2-by-wrn_40_2-{name}") for name in ("at", "friendly-at"))
+    (alone,), (beside,) = stages_of(plain), stages_of(friendly)
+    assert alone.net == beside.net and alone.solver == beside.solver
+    assert [stage.title for stage in (*alone.sources, *beside.sources)] == ["teacher", "student-friendly"]
+    assert stages_of(find_table("sftn").experiment("wrn_40_2-for-wrn_16_2")) == list(beside.sources)
+
+
+def test_the_published_values_are_those_of_the_zoos_tables() -> None:
+    ours, theirs = find_table("sftn"), find_table("crd-table1")
+    shared = [name for name in ours.names if name in theirs.names]
+    assert len(shared) > 70 and all(ours.published_mean(name) == theirs.published_mean(name) for name in shared)
+    assert all(ours.published_mean(name) is None for name in ours.names if "friendly" in name)
+
+
+def test_students_that_phase_1_did_not_see_have_a_teacher_of_others() -> None:
+    seen, unseen, several, pretrained = (stages_of(find_table("sftn-variations").experiment(name))[-1].sources[0]
+                                         for name in ("friendly", "unseen", "several", "pretrained"))
+    def branches(stage: Stage) -> set[str]:
+        return {layer.name.split("/")[1] for layer in stage.net.layer if layer.name.startswith(BRANCH)}
+    assert [branches(stage) for stage in (seen, unseen, several)] == [{"wrn_16_2"}, {"wrn_40_1"}, {"wrn_16_2", "wrn_40_1"}]
+    assert [stage.title for stage in pretrained.sources] == ["teacher"] and pretrained.net == seen.net
+
+
+@pytest.mark.slow
+def test_the_demo_runs_end_to_end_and_judges_its_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(cli.__file__).parents[2] / "results/paper", "demo/results/paper")
+    table = Path("demo/results/paper/demo-sftn.yaml")
+    table.write_text(yaml.safe_dump({**yaml.safe_load(table.read_text()), "nets": 2,
+                                     "schedule": {"iterations": 3, "teacher_iterations": 2, "first_iterations": 2}}))
+    assert cli.main(["demo", "sftn", "--jobs", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    (group,) = read_groups(tmp_path / "demo/results/measured", "demo-sftn")
+    assert {record.name for record in group.records} == set(find_table("demo-sftn").names)
+    assert "in iterations to" in out and "not judged friendly" not in out

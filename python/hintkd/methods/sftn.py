@@ -11,10 +11,10 @@ from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
 from hintkd.experiment import Experiment, Network, option
 from hintkd.methods import zoo
-from hintkd.methods.common import solver, weights_of
+from hintkd.methods.common import weights_of
 from hintkd.methods.method import Choice, Line, method
 from hintkd.methods.stage import Stage
-from hintkd.methods.zoo_protocol import rate, schedule
+from hintkd.methods.zoo_protocol import label_stage, protocol, rate, schedule
 from hintkd.nets import stages as nets
 from hintkd.nets.branches import BRANCH, TRANSFORMS, add_branches
 from hintkd.nets.titles import network
@@ -108,9 +108,9 @@ def friendly_net(x: Experiment) -> caffe_pb2.NetParameter:
 @method(needs_teacher=False, line=Line("#009E73", "--"))
 def student_friendly(x: Experiment) -> list[Stage]:
     """Phase 1, of a teacher: beside its student's branches, which are left behind."""
-    before = zoo.original(x) if options(x).start == "teacher" else []
-    return [*before, Stage.solve("student-friendly", friendly_net(x), solver(x, schedule(x).iterations, x.net_seed, rate(x)),
-                                 weights_in=weights_of(before[-1] if before else None), drop=(BRANCH,))]
+    before = label_stage(x) if options(x).start == "teacher" else None
+    stage = Stage.solve("student-friendly", friendly_net(x), protocol(x, schedule(x).iterations, rate(x)), weights_of(before), (BRANCH,))
+    return [before, stage] if before else [stage]
 
 
 # -- points with one answer ----------------------------------------------------------------------------------------------------

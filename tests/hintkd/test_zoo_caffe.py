@@ -1,4 +1,4 @@
-"""Every method of the zoo, and teachers for them, with --backend caffe, on a stand-in that shows Python layers numpy blobs and nothing else."""
+"""Every method of the zoo, and teachers for them, with --backend caffe, on a stand-in for a real Caffe that offers numpy blobs alone."""
 from __future__ import annotations
 
 import sys

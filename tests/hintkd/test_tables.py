@@ -21,7 +21,7 @@ from tiny_data import write_lmdb
 
 NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo", "demo-lambda", "demo-sftn", "demo-zoo",
          *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10)), "lambda-cifar10", "lambda-cifar100", "lambda-mnist", "overhaul",
-         "sftn", "sftn-variations", "sskd"]
+         "sftn", "sftn-mixed", "sftn-variations", "sskd"]
 
 # Per table: dataset, teacher (depth, widths, value), student (depth, widths, value), then the printed averages.
 BASE, WIDE = (16, 32, 64), (64, 128, 256)

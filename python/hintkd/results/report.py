@@ -29,7 +29,7 @@ PERCENT = f"{100 * CONFIDENCE:.0f} %"
 OLD_NUMERIC = ("Measured by numeric {} of the engine, whose numeric is another today: measured again, these values would differ, if in "
                "the last digits alone.")
 ASKED = {"claims": "What is claimed", "orders": "What the printed numbers imply beside that",
-         "controls": "Comparisons that are not in the paper"}
+         "controls": "Comparisons of ours (not in the paper)"}
 READING = f"""\
 Values are percent of the test set after the last iteration, measured from the saved weights; "best test" is the best of the tests on
 the way.  An error is 100 minus the accuracy.  Published means are those of the nets, where these were printed, because the printed

@@ -23,9 +23,13 @@ README = ROOT / "README.md"
 
 
 def methods_block() -> str:
-    """Every paper's methods with their docstrings."""
-    found = [[f"`{named}`", f"`{name}`", method.about] for named in PAPERS for name, method in paper(named).methods.items()
-             if not method.is_shared]
+    """Every paper's methods with their docstrings, under the first paper that has them."""
+    first: dict[tuple[str, str], str] = {}
+    for named in PAPERS:
+        for name, method in paper(named).methods.items():
+            if not method.is_shared:
+                first.setdefault((name, method.about), named)
+    found = [[f"`{named}`", f"`{name}`", about] for (name, about), named in first.items()]
     return table(["paper", "method", "what it does"], *found)
 
 

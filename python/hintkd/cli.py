@@ -110,17 +110,25 @@ def complete_dataset(incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(known.name for known in DATASETS.values()) if name.startswith(incomplete)]
 
 
+def complete_demo(incomplete: str) -> list[str]:
+    from hintkd.study.names import demo_names
+    return [name for name in demo_names() if name.startswith(incomplete)]
+
+
 @app.command()
 def demo(
+    name: Annotated[str | None, typer.Argument(help="One of `hintkd list demos`; default: layer-wise hints and their rivals.",
+                                               show_default=False, autocompletion=complete_demo)] = None,
     workspace: Annotated[Path, typer.Option(help="The folder that gets its data, runs and results.")] = Path("demo"),
     jobs: Jobs = None,
     quiet: Quiet = False,
 ) -> None:
-    """Every method in small, on scikit-learn's handwritten digits: minutes, and seconds when it was run before."""
+    """A paper's methods in small, on scikit-learn's handwritten digits: minutes, and seconds when it was run before."""
     from hintkd.study.demo import demo as run
+    from hintkd.study.demo import demo_table
     console.quiet = quiet
-    here = Path.cwd()
-    finish(run(workspace, console, jobs), "demo", here)
+    here, table = Path.cwd(), demo_table(name)
+    finish(run(table, workspace, console, jobs), table, here)
 
 
 @app.command()
@@ -174,7 +182,7 @@ def prepare(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1 to table6, figure4, 5, 7 to 10, demo, or a YAML file of one's own.",
+    table: Annotated[str, typer.Argument(help="One of `hintkd list tables`, or a YAML file of one's own.",
                                          autocompletion=complete_table)],
     changes: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stages and what they will take, and stop.")] = False,
@@ -264,10 +272,10 @@ def report(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str | None, typer.Argument(help="tables, methods, datasets, networks or options; default: all.",
+    what: Annotated[str | None, typer.Argument(help="tables, demos, methods, datasets, networks or options; default: all.",
                                                show_default=False)] = None,
 ) -> None:
-    """The tables, methods, data sets, networks and options that there are, with a line on each."""
+    """The tables, demos, methods, data sets, networks and options that there are, with a line on each."""
     from hintkd.study.listing import show
     console.quiet = False
     show(console, what)

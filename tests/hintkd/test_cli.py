@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import torchcaffe
 from hintkd import cli
@@ -87,6 +89,7 @@ def test_commands_have_few_flags(command: str, capsys: pytest.CaptureFixture[str
     (["reproduce", "tabel3"], "there is no table 'tabel3'; did you mean 'table3'?"),
     (["reproduce", "nowhere.yaml"], "nowhere.yaml cannot be read: No such file"),
     (["reproduce", "table3"], "data/mnist/train_lmdb is missing: prepare the data set first, with `hintkd prepare mnist`"),
+    (["demo", "lamda"], "there is no demo 'lamda'; did you mean 'lambda'?"),
     (["reproduce", "demo", "--methods", "hint-dk"], "demo has no row 'hint-dk'; did you mean 'hint-kd'?"),
     (["reproduce", "demo", "--nets", "one"], "--nets one: give whole numbers"),
     (["reproduce", "demo", "--nets", "0"], "--nets 0: give a whole number from 1 to 3"),
@@ -216,6 +219,22 @@ def test_trained_weights_lie_under_readable_names_and_give_what_is_recorded(trai
     record = json.loads(Path("results/measured/demo-scale0.01/hint-kd/net1.json").read_text())
     assert accuracy == pytest.approx(record["last"]["accuracy"])
     assert record["stages"][-1]["weights"] == place + ".caffemodel"
+
+
+def test_a_demo_is_a_table_with_its_data_in_a_workspace_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(cli.__file__).parents[2] / "results/paper", "demo/results/paper")
+    table = Path("demo/results/paper/demo-lambda.yaml")
+    found = yaml.safe_load(table.read_text())
+    table.write_text(yaml.safe_dump({**found, "nets": 2, "schedule": {"iterations": 4, "teacher_iterations": 3, "hint_iterations": 2}}))
+    status, out, err = run(capsys, "demo", "lambda", "--jobs", "1")
+    assert status == 0, err
+    assert re.search(r"What is claimed: \S+ .*fixed > linear-to-1", out) and "linear-to-0" in out
+    (group,) = read_groups(tmp_path / "demo/results/measured", "demo-lambda")
+    assert {record.name: len(record.stages) for record in group.records} == {
+        "teacher": 1, "original": 1, "fixed": 2, "linear-to-1": 2, "linear-to-0": 2, "steps-to-1": 2}
+    assert (tmp_path / "demo/results/report.md").is_file()
 
 
 def test_class_probabilities_are_kept_beside_the_record_and_give_its_accuracy(trained: Path) -> None:

@@ -21,6 +21,7 @@ from hintkd.methods.hint_2019 import Options
 from hintkd.results.export import as_data, write_csv
 from hintkd.results.measured import read_groups
 from hintkd.run import scalars
+from hintkd.study.names import demo_names
 from hintkd.study.table import find_table, table_names
 
 PYTHON = Path(cli.__file__).parents[1]
@@ -48,7 +49,7 @@ def test_the_version_is_one_line(capsys: Capture) -> None:
 def test_the_lists_have_everything_with_a_line(capsys: Capture) -> None:
     assert cli.main(["list"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    for name in (*table_names(), *METHODS, "mnist", "cifar100", "resnet", *Options().as_dict()):
+    for name in (*table_names(), *demo_names(), *METHODS, "mnist", "cifar100", "resnet", *Options().as_dict()):
         assert any(line.startswith(f"{name} ") and len(line.split(maxsplit=1)[1]) > 10 for line in lines), name
     assert cli.main(["list", "methods"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("methods: ")

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+from math import exp
+from statistics import mean
 
 import pytest
 
@@ -92,6 +94,22 @@ def test_losses_are_compared_where_a_claim_says_so(tmp_path, measured):
     for pair in (1, 2, 3):                                          # the last tenth of a curve that ends near 0.3, or 0.4
         gain, verdict, _ = judged(groups, f"layerwise-hint > concurrent-hint in hint loss {pair}", 1)
         assert gain == pytest.approx(0.1, abs=0.01) and verdict == "not judged"
+
+
+def test_iterations_to_a_value_count_up_to_the_first_test_that_has_it(tmp_path, measured):
+    table = find_table("table1")
+    synthetic.measure(tmp_path, table, {"kd": [90.8, 90.9, 91.0], "hint-kd": [91.5, 91.6, 91.7], "layerwise-hint": [80.0, 81.0, 82.0]})
+    groups = read_groups(measured)
+
+    def steps_to(aim: float, *ends: float) -> float:
+        """A mean over nets with the curve of synthetic.record, which has a test after every 1,600 iterations."""
+        return mean(next(1600 * k for k in range(41) if end + (10 - end) * exp(-6 * k / 40) >= aim) for end in ends)
+    gain, verdict, _ = judged(groups, "hint-kd > kd in iterations to 90.5")
+    assert gain == pytest.approx(steps_to(90.5, 90.8, 90.9, 91.0) - steps_to(90.5, 91.5, 91.6, 91.7))
+    assert gain > 0 and verdict == "holds"
+    gain, _, _ = judged(groups, "kd > layerwise-hint in iterations to 90")          # one that never gets there counts to its end
+    assert gain == pytest.approx(64_000 - steps_to(90, 90.8, 90.9, 91.0))
+    assert judged(groups, "kd <= layerwise-hint in iterations to 99.5")[:2] == (0, "within noise")
 
 
 def test_hint_losses_of_steps_follow_each_other(tmp_path, measured):

@@ -102,6 +102,16 @@ def test_rows_that_differ_in_what_they_set_stand_in_one_table(tmp_path: Path) ->
     assert {record.name: record.method for record in group.records} == {"kd": "kd", "b": "kd"}
 
 
+def test_rows_with_teachers_and_batches_of_their_own_stand_in_one_table(tmp_path: Path) -> None:
+    found = table(tmp_path, rows=[{"method": "kd"}, {"name": "taught", "method": "kd", "set": {"teacher.method": "hint-kd",
+                                                                                               "teacher.teacher": {"depth": 32}}},
+                                  {"name": "few", "method": "kd", "set": {"dataset.batch": 32}}])
+    synthetic.measure(tmp_path, found, {"kd": [90.0], "taught": [91.0], "few": [92.0]})
+    folder = tmp_path / "results/measured/mine"
+    (folder / "table.yaml").write_text(found.dump(folder))
+    assert len(read_groups(tmp_path / "results/measured")) == 1
+
+
 def test_an_option_that_came_after_a_record_has_its_default(tmp_path: Path) -> None:
     found = table(tmp_path, rows=[{"method": "kd"}, {"method": "hint-kd"}])
     synthetic.measure(tmp_path, found, {"kd": [90.0], "hint-kd": [91.0]})

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 import torchcaffe
 from hintkd.backend import caffe_pb2, write_text
 from hintkd.errors import UserError
+from hintkd.experiment import DATASETS
 from hintkd.methods.method import stages_of
 from hintkd.methods.stage import Stage
+from hintkd.nets.records import source_of
 from hintkd.seeds import NETS, REPEATS, ROLES, SEEDS, TABLE_SEEDS, role_seed
 from hintkd.study.table import find_table, table_names
 
@@ -46,9 +48,10 @@ def fed(stage: Stage) -> caffe_pb2.NetParameter:
     """The stage's net in TRAIN, with inputs in the place of records, cut above the last layer with weights of its own."""
     net = caffe_pb2.NetParameter()
     for layer in stage.net.layer:
-        if layer.type == "Data" and layer.include[0].phase == caffe_pb2.TRAIN:
-            channels, size = (1, 28) if "mnist" in layer.data_param.source else (3, 32)
-            net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [1, channels, size, size]}]})
+        source = source_of(layer)
+        if source and layer.name == "data" and layer.include[0].phase == caffe_pb2.TRAIN:
+            shape = next(known.shape for name, known in DATASETS.items() if f"/{name}/" in source)
+            net.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": [1, *shape]}]})
         elif layer.type not in ("Data", "Python", "SoftmaxWithLoss", "Accuracy", "Silence"):
             net.layer.add().CopyFrom(layer)
     return net

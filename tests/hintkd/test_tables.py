@@ -1,6 +1,7 @@
 """The paper's tables as data: what is printed, what they turn into, and what is said about a wrong file."""
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from hintkd.study.claims import Claim, Operand
 from hintkd.study.table import find_table, load_table, table_names
 from tiny_data import write_lmdb
 
-NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo", "demo-zoo",
-         *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10)), "overhaul", "sskd"]
+NAMES = [*(f"table{k}" for k in range(1, 7)), "choices-tau", "crd-table1", "crd-table2", "demo", "demo-lambda", "demo-sftn", "demo-zoo",
+         *(f"figure{k}" for k in (4, 5, 7, 8, 9, 10)), "lambda-cifar10", "lambda-cifar100", "lambda-mnist", "overhaul",
+         "sftn", "sftn-mixed", "sftn-variations", "sskd"]
 
 # Per table: dataset, teacher (depth, widths, value), student (depth, widths, value), then the printed averages.
 BASE, WIDE = (16, 32, 64), (64, 128, 256)
@@ -131,6 +133,24 @@ def test_figure_4_and_the_choice_behind_it_ask_for_the_test_loss_and_no_other_ta
     assert [name for name in NAMES if find_table(name).experiments()[-1].test_loss] == ["choices-tau", "figure4"]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "lambda" in name])
+def test_a_study_of_the_teachers_weight_is_rows_that_share_all_but_the_last_stage(name):
+    rows = {x.name: stages_of(x) for x in find_table(name).experiments(nets=[2]) if x.method.name == "hint-kd"}
+    assert list(rows) == ["fixed", "linear-to-1", "linear-to-0", "steps-to-1"]
+    assert len({stages[0] for stages in rows.values()}) == 1 and len({stages[-1] for stages in rows.values()}) == 4
+    steps = find_table(name).experiment("fixed").schedule
+    for row, schedule in (("linear-to-1", {"schedule": "linear", "end": 1.0, "iterations": steps.iterations}),
+                          ("linear-to-0", {"schedule": "linear", "end": 0.0, "iterations": steps.iterations}),
+                          ("steps-to-1", {"schedule": "step", "end": 1.0, "steps": [steps.iterations // 2, steps.iterations * 3 // 4]})):
+        (loss,) = (layer for layer in rows[row][-1].net.layer if layer.name == "kd_loss")
+        assert json.loads(loss.python_param.param_str) == {"tau": 3.0, "lambda": 5.0, **schedule}
+
+
+def test_the_study_of_the_teachers_weight_begins_with_nets_of_tables_1_to_3():
+    for study, known in (("lambda-cifar10", "table1"), ("lambda-cifar100", "table2"), ("lambda-mnist", "table3"), ("demo-lambda", "demo")):
+        assert stages_of(find_table(study).experiment("fixed", net=3)) == stages_of(find_table(known).experiment("hint-kd", net=3))
+
+
 def test_regressor_and_the_demos_teacher_data_reach_the_experiment():
     assert {x.regressor for x in find_table("table5").experiments()} == {True}
     demo = find_table("demo").experiments()[0]
@@ -205,7 +225,8 @@ def test_a_folder_whose_lmdb_is_none_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_is_read_back_as_it_was_written(name, tmp_path):
-    changes = {"alpha": 0.5} if find_table(name).paper == "zoo" else {"student.depth": 20, "tau_squared": True, "label_tau": "tau"}
+    own = {"student.depth": 20, "tau_squared": True, "label_tau": "tau"}
+    changes = own if find_table(name).paper == "hint_2019" else {"alpha": 0.5}
     for table in (find_table(name), find_table(name).changed(changes)):
         path = tmp_path / "table.yaml"
         path.write_text(table.dump(tmp_path))
@@ -277,4 +298,5 @@ def test_a_claim_is_a_formula_or_a_mapping_with_the_papers_words(tmp_path):
 def test_claims_are_parsed():
     claim = Claim.parse("best layerwise-hint > table1/hint-kd in hint loss 2")
     assert (claim.left, claim.better, claim.right) == (Operand("layerwise-hint", best=True), True, Operand("hint-kd", "table1"))
+    assert (claim.aim, Claim.parse("kd > original in iterations to 67.5").aim) == (None, 67.5)
     assert claim.measure == "hint loss 2" and Claim.parse("kd <= original").better is False

@@ -1,4 +1,4 @@
-"""Every method of the zoo with --backend caffe, on a stand-in for a real Caffe that shows Python layers numpy blobs and nothing else."""
+"""Every method of the zoo, and teachers for them, with --backend caffe, on a stand-in for a real Caffe that offers numpy blobs alone."""
 from __future__ import annotations
 
 import sys
@@ -25,13 +25,16 @@ ROWS = [row.method for row in TABLE.rows]
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Stage]]]:
-    """Of every row three iterations, on the digits, in a folder of their own."""
+    """Of every row, and of teachers with branches, three iterations on the digits, in a folder of their own."""
     place = tmp_path_factory.mktemp("digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         prepare("digits")
-        small = TABLE.changed({"iterations": 3, "first_iterations": 2, "head_iterations": 2, "teacher_iterations": 3})
-        yield {name: stages_of(small.experiment(name)) for name in ROWS}
+        short = {"iterations": 3, "first_iterations": 2, "head_iterations": 2, "teacher_iterations": 3}
+        small, friendly = TABLE.changed(short), find_table("demo-sftn").changed(short)
+        yield {**{name: stages_of(small.experiment(name)) for name in ROWS},
+               "friendly": stages_of(friendly.experiment("friendly-teacher")),
+               "both ways": stages_of(friendly.changed({"branch_gradient": "both"}).experiment("friendly-teacher"))}
 
 
 def trained(stages: dict[str, list[Stage]], there: Interpreter, how: Numerics) -> dict[str, dict[str, list[np.ndarray]]]:
@@ -54,7 +57,7 @@ def test_every_method_trains_in_numpy_as_in_one_piece(stages: dict[str, list[Sta
     there = Interpreter(str(script), str(Path.cwd()))
     assert there.require_caffe() == "caffe 1.0.0-numpy"
     theirs = trained(stages, there, numerics(backend="caffe", engine=there.require_caffe()))
-    for name in ROWS:
+    for name in ours:
         for layer, blobs in theirs[name].items():
             for mine, other in zip(ours[name][layer], blobs, strict=True):
                 assert np.abs(mine - other).max() <= 1e-3 * max(1, np.abs(other).max()), f"{name}: {layer}"

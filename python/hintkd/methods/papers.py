@@ -1,9 +1,10 @@
 """The papers that are known, and methods of one's own: each is a Python module, and what it holds is found by what it is.
 
 A paper's module in this folder has SOURCE (what it is), methods (`@method`), and, where it needs them, Options and Schedule (subclasses of
-experiment's), SCHEDULES (by data set) and CHOICES; `original` and `teacher` come on their own.  A table names its paper; it may also name a
-file of one's own, or an installed package by its entry point in the group "hintkd.methods", whose methods come first and whose Options
-and Schedule, if any, take the place of the paper's.  Nothing else has to know of them.
+experiment's), SCHEDULES (by data set), CHOICES and BASED_ON (a paper whose methods are its own, too); `original` and `teacher` come on
+their own.  A table names its paper; it may also name a file of one's own, or an installed package by its entry point in the group
+"hintkd.methods", whose methods come first and whose Options and Schedule, if any, take the place of the paper's.  Nothing else has to know
+of them.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from hintkd.experiment import Options, Schedule
 from hintkd.methods.common import original, teacher
 from hintkd.methods.method import Choice, Method
 
-PAPERS = ("hint_2019", "zoo")                                 # modules of this folder
+PAPERS = ("hint_2019", "zoo", "sftn")                       # modules of this folder
 GROUP = "hintkd.methods"                                     # of entry points
 
 
@@ -67,7 +68,9 @@ def paper(name: str) -> Paper:
     if name not in PAPERS:
         raise UserError(f"there is no paper {name!r}; there are {', '.join(PAPERS)}")
     module = importlib.import_module(f"hintkd.methods.{name}")
-    return Paper(name, module.SOURCE, {original.name: original, teacher.name: teacher, **_methods(module)}, **_held(module),
+    based = getattr(module, "BASED_ON", None)
+    before = paper(based).methods if based else {original.name: original, teacher.name: teacher}
+    return Paper(name, module.SOURCE, {**before, **_methods(module)}, **_held(module),
                  schedules=getattr(module, "SCHEDULES", {}), choices=getattr(module, "CHOICES", ()))
 
 

@@ -7,12 +7,14 @@ from typing import Any
 from hintkd.errors import UserError
 from hintkd.nets.basic_resnet import BasicResNet, DeepResNet
 from hintkd.nets.mobilenet import MobileNetV2
+from hintkd.nets.resnet import ResNet
 from hintkd.nets.shufflenet import ShuffleV1, ShuffleV2
 from hintkd.nets.vgg import VGG
 from hintkd.nets.wide_resnet import WideResNet
 
 FAMILIES: dict[str, Any] = {                # a pattern whose groups are the numbers that make the network
     r"resnet(\d+)(?:x(\d+))?": BasicResNet,
+    r"resnet(\d+)-(\d+)-(\d+)-(\d+)": lambda depth, *widths: ResNet(depth, widths),
     r"ResNet(\d+)": DeepResNet,
     r"wrn_(\d+)_(\d+)": WideResNet,
     r"vgg(\d+)": VGG,

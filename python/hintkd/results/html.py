@@ -42,6 +42,7 @@ from hintkd.results.report import (
 )
 from hintkd.results.standing import OF_VERDICT, Mark, Standing, standing
 from hintkd.results.verdicts import overall, spread
+from hintkd.study.names import DEMO
 from hintkd.study.table import find_table, table_names
 
 PAGE = Path("results/report.html")
@@ -319,7 +320,7 @@ def render(groups: Sequence[Group], history: Sequence[Retired], root: Path, draw
     known = {group.table.name for group in groups}
     return page.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8")).render(
         style=Markup(here.joinpath("page.css").read_text(encoding="utf-8")), papers=papers(groups, root, drawn), drawn=drawn,
-        unmeasured=[find_table(name).title for name in table_names() if name not in {*known, "demo"}], percent=PERCENT,
+        unmeasured=[find_table(name).title for name in table_names() if name not in known and not name.startswith(DEMO)], percent=PERCENT,
         reading=[paragraph.replace("\n", " ") for paragraph in READING.strip().split("\n\n")],
         options=[line for known in papers_of(groups) for line in options_used(known, groups)],
         choices=[choice for known in papers_of(groups) for choice in known.choices], history=history)

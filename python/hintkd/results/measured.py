@@ -29,6 +29,8 @@ from hintkd.study.table import Table, find_table, load_table
 
 Curve = list[tuple[int, float]]                              # (iteration, value), by rising iteration
 OF_A_ROW = ("tau", "lambda", "bn_fraction_of_run")           # choices that may differ between the rows of a table
+ALONG_WITH = {"teacher": ("teacher_dataset", "teacher_method", "external_teacher"),        # choices that a row sets with another of them
+              "dataset": ("batch",)}
 AGAIN = "delete it and run `hintkd reproduce` again"
 TAIL = 0.1                                                   # the end of a hint loss: its mean over this part of the curve
 
@@ -116,7 +118,8 @@ class Record(_Read):
         choices = {name: json.dumps(value) for name, value in self.choices.items() if name not in OF_A_ROW}
         options = {**table.default_options(), **self.options}
         found = {**shared, **{name: str(value) for name, value in options.items()}, **choices}
-        return {name: value for name, value in found.items() if name not in table.set_by_rows}
+        own = {name for first in table.set_by_rows for name in (first, *ALONG_WITH.get(first, ()))}
+        return {name: value for name, value in found.items() if name not in own}
 
     def value(self, metric: Metric, which: str = "last", output: str = "") -> float | None:
         """The result in a metric, after the last iteration or at the best test; of another test output than the metric's if one is named.
@@ -221,6 +224,8 @@ class Group:
         if claim.measure == "":
             value = self.value(record)
             return None if value is None else self.table.measure.gain(value, 0)
+        if claim.aim is not None:
+            return self._iterations_to(record, claim.aim)
         if claim.measure in ("training loss", "test loss"):
             begin, end = self.table.window or (0, record.iterations[-1] / self.scale)
             curve = record.stages[-1].loss if claim.measure == "training loss" else record.stages[-1].test.get(KD_LOSS, [])
@@ -229,6 +234,12 @@ class Group:
             curve = self.hint_losses(record).get(claim.measure.removeprefix("hint loss "), [])
             values = [value for _, value in curve[-max(1, round(TAIL * len(curve))):]]
         return -sum(values) / len(values) if values else None
+
+    def _iterations_to(self, record: Record, aim: float) -> float | None:
+        """Of the full schedule's last stage, with a minus, up to the first test whose value is as good as `aim`; None without tests."""
+        curve = record.stages[-1].test.get(self.table.output, [])
+        reached = (iteration for iteration, value in curve if self.table.measure.gain(self.table.measure.value(value), aim) >= 0)
+        return -next(reached, record.iterations[-1]) / self.scale if curve else None
 
     def _compared(self, operand: Operand, claim: Claim) -> Values:
         values = {record.cell: value for record in self.of(operand.method) if (value := self._measure(record, claim)) is not None}

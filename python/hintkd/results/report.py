@@ -37,8 +37,9 @@ averages are truncated.  A mean of the full schedule counts as reproduced within
 {METRICS["error"].close} points of error.  Runs of another scale are not comparable with published values, and no difference is shown for
 them.
 
-A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss.  What a paper says in words is told with its place,
-what its printed numbers imply beside that is judged apart.  A claim is judged on the paired differences between nets of the same number,
+A claim `A > B` says that A is better: a higher accuracy, a lower error, a lower loss, fewer iterations to a value, which count to the
+first test on the way that has it, and to the end where none has.  What a paper says in words is told with its place, what its printed
+numbers imply beside that is judged apart.  A claim is judged on the paired differences between nets of the same number,
 which share their seed: it *holds* where the {PERCENT} interval of their mean (Student's t with n - 1 degrees of freedom) lies above 0,
 *does not hold* where it lies below, and is *within noise* otherwise.  At a shortened schedule a verdict says what was found at that
 schedule; it is no verdict on the paper's claim, and is counted apart.
@@ -310,7 +311,7 @@ def gain_cells(judgement: Judgement, digits: int) -> tuple[str, str, str]:
 
 
 def claim_digits(claim: Claim, table: Table) -> int:
-    return 3 if claim.measure else table.measure.digits
+    return table.measure.digits if not claim.measure else 3 if claim.aim is None else 0
 
 
 def words(claim: Claim) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer
 
 FIELDS = ("claim", "text", "section")
+TO = "iterations to "
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Claim:
     """`A > B`: A is better than B, a higher accuracy, a lower error, a lower loss; `A <= B`: it is no better.
 
     `measure` is the table's metric (""), "test loss" (the KD loss on the test set, of a table with test_loss) or "training loss", both
-    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1).
+    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1), or "iterations to N", where fewer are
+    better: the last stage's up to the first test on the way whose value is N, in the table's metric, or better; all of them for a net
+    that never gets there, whatever it would have taken.
     """
     text: str                                                # the formula
     left: Operand
@@ -37,10 +40,15 @@ class Claim:
     words: str = ""                                          # what the paper says, quoted or in words of our own
     section: str = ""                                        # where it says so
 
+    @property
+    def aim(self) -> float | None:
+        """The value that it counts the iterations to, if it does."""
+        return float(self.measure.removeprefix(TO)) if self.measure.startswith(TO) else None
+
     @staticmethod
     def parse(text: str) -> Claim:
-        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in test loss | in training loss | in hint loss N]`.  Raises ValueError."""
-        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", "(test loss|training loss|hint loss [1-9])"
+        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in MEASURE]`.  Raises ValueError."""
+        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", r"(test loss|training loss|hint loss [1-9]|iterations to \d+(?:\.\d+)?)"
         found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
         if not found:
             raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")

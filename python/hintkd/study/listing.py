@@ -1,4 +1,4 @@
-"""What `hintkd list` shows: tables, methods, data sets, networks and options, a line each."""
+"""What `hintkd list` shows: tables, demos, methods, data sets, networks and options, a line each."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from hintkd.experiment import DATASETS
 from hintkd.methods.papers import PAPERS, paper
 from hintkd.nets.networks import NETWORKS
 from hintkd.study.fields import near
+from hintkd.study.names import DEMO, demo_names
 from hintkd.study.table import find_table, table_names
 
 Lines = Iterator[tuple[str, str]]
@@ -20,6 +21,13 @@ def tables() -> Lines:
     """For `hintkd reproduce`."""
     for name in table_names():
         table = find_table(name)
+        yield name, table.about or table.title
+
+
+def demos() -> Lines:
+    """For `hintkd demo`; without a name it is the first paper's, table demo."""
+    for name in demo_names():
+        table = find_table(f"{DEMO}-{name}")
         yield name, table.about or table.title
 
 
@@ -55,13 +63,17 @@ def networks() -> Lines:
 
 def options() -> Lines:
     """What papers leave open; for `--set`, and for a table's or a row's settings."""
+    seen = set()
     for known in map(paper, PAPERS):
         for point in known.options.open_points():
             value = f"{point.default:.6g}" if isinstance(point.default, float) else point.default
-            yield _of_paper(point.name, known.name), f"{point.metadata['meaning']} (default {value})"
+            line = f"{point.metadata['meaning']} (default {value})"
+            if (point.name, line) not in seen:
+                yield _of_paper(point.name, known.name), line
+            seen.add((point.name, line))
 
 
-LISTS = {"tables": tables, "methods": methods, "datasets": datasets, "networks": networks, "options": options}
+LISTS = {"tables": tables, "demos": demos, "methods": methods, "datasets": datasets, "networks": networks, "options": options}
 
 
 def show(console: Console, what: str | None = None) -> None:

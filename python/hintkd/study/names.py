@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+DEMO = "demo"                                                # the table of the first demo; others are called demo-NAME
 FOLDERS = (Path("results/paper"),                            # of the workspace; of the installed package; of a checkout
            Path(__file__).parents[1] / "paper", Path(__file__).parents[3] / "results" / "paper")
 
@@ -11,6 +12,11 @@ FOLDERS = (Path("results/paper"),                            # of the workspace;
 def table_names() -> list[str]:
     """The names that `find_table` knows, in the paper's order."""
     return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")}, key=in_order)
+
+
+def demo_names() -> list[str]:
+    """What `hintkd demo` takes: the tables called demo-NAME."""
+    return [name.removeprefix(DEMO + "-") for name in table_names() if name.startswith(DEMO + "-")]
 
 
 def in_order(name: str) -> tuple[bool, str, int]:

@@ -139,7 +139,8 @@ def test_a_part_goes_on_where_the_one_below_ends(title: str, tmp_path: Path) -> 
     built(tmp_path, part)
 
 
-@pytest.mark.parametrize(("title", "said"), [("resnext30_8x64d", "9n \\+ 2"), ("pyramidnet100_240", "9n \\+ 2"), ("wrn_22_8_4", "8n \\+ 4: 12, 20")])
+@pytest.mark.parametrize(("title", "said"), [
+    ("resnext30_8x64d", "9n \\+ 2"), ("pyramidnet100_240", "9n \\+ 2"), ("wrn_22_8_4", "8n \\+ 4: 12, 20")])
 def test_depths_that_do_not_exist_are_told(title: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         network(title)

@@ -43,12 +43,12 @@ class Blocks:
         return top or name
 
     def conv(self, name: str, bottom: str, before: int, width: int, kernel: int = 3, stride: int = 1, group: int = 1,
-             bias: bool = False) -> str:
-        """From `before` to `width` channels, as large as the bottom (at stride 1)."""
+             bias: bool = False, pad: int | None = None) -> str:
+        """From `before` to `width` channels, as large as the bottom at stride 1 and without a `pad` of its own."""
         filler = uniform(before // group * kernel ** 2) if self.torch_weights else HE
         return self.layer(name, "Convolution", [bottom], convolution_param={
-            "num_output": width, "kernel_size": [kernel], "stride": [stride], "pad": [kernel // 2], "group": group, "bias_term": bias,
-            "weight_filler": filler})
+            "num_output": width, "kernel_size": [kernel], "stride": [stride], "pad": [kernel // 2 if pad is None else pad],
+            "group": group, "bias_term": bias, "weight_filler": filler})
 
     def norm(self, blob: str, name: str | None = None, bottom: str | None = None, shared: bool = False) -> str:
         """BatchNorm and Scale, in place, or from `bottom` to `blob`.
@@ -70,9 +70,9 @@ class Blocks:
         return top
 
     def conv_norm(self, name: str, bottom: str, before: int, width: int, kernel: int = 3, stride: int = 1, group: int = 1,
-                  bias: bool = False, relu: bool = True) -> str:
+                  bias: bool = False, relu: bool = True, pad: int | None = None) -> str:
         """Convolution, BatchNorm and, if said so, ReLU."""
-        blob = self.norm(self.conv(name, bottom, before, width, kernel, stride, group, bias))
+        blob = self.norm(self.conv(name, bottom, before, width, kernel, stride, group, bias, pad))
         return self.relu(blob) if relu else blob
 
     def add(self, name: str, a: str, b: str) -> str:

@@ -63,7 +63,7 @@ TEXTS = ("about", "notes", "departures", "text")             # text that may hav
 RISING = ("steps", "axis", "window")                         # lists whose values rise
 
 SCALE, SEED, SHUFFLE = Range(0.0001, 100), Range(0, SEEDS - 1, whole=True), Range(0, 2**32 - 1, whole=True)     # of --scale and --seed
-REPEAT, NET, JOBS, TOGETHER = (Range(1, high, whole=True) for high in (REPEATS, NETS - 1, 256, 64))
+REPEAT, NET, JOBS, TOGETHER, BATCH = (Range(1, high, whole=True) for high in (REPEATS, NETS - 1, 256, 64, 4_096))
 
 
 def cores() -> int:

@@ -26,8 +26,9 @@ from hintkd.nets.resnet import ResNet
 from hintkd.nets.resnext import ResNeXt
 from hintkd.nets.vgg import VGG
 from hintkd.nets.wide_resnet import WideResNet
+from hintkd.results.report import published_gain
 from hintkd.run.folders import test_net as published_net
-from hintkd.study.table import Table, load_table
+from hintkd.study.table import Table, find_table, load_table
 from torchcaffe.settings import number_type, shapes_only
 
 BATCH, CLASSES, SECTIONS = 6, 10, 3
@@ -347,3 +348,33 @@ def test_a_paper_without_presets_says_so(tmp_path: Path) -> None:
     text = "title: t\nsource: s\ndataset: cifar10\nstudent: {depth: 8}\nteacher: {depth: 14}\nrows:\n  - {method: kd}\n"
     with pytest.raises(UserError, match="preset: 'authors' is none of the paper's; it has none"):
         table(tmp_path, text).changed({"preset": "authors"})
+
+
+# ---------------------------------------------------------------------------------------------------------------- the paper's table
+
+def test_the_papers_table_has_its_ten_networks_and_supports_what_it_claims() -> None:
+    found = find_table("byot")
+    own = {row.title: found.experiment(row.title).student for row in found.rows if row.method == "byot"}
+    assert list(own.values()) == list(NETS.values())
+    for title, student in own.items():
+        assert found.experiment(f"{title}-supervised").student == student and len(found.row(title).columns) == 5
+    gains = {claim.text: published_gain(claim, found) for claim in (*found.claims, *found.orders)}
+    printed = {text: gain for text, gain in gains.items() if gain is not None}
+    assert len(printed) == 20 and min(printed.values()) > 0
+    ensemble, deepest = ([gain for text, gain in printed.items() if ("column" in text) == of_deepest] for of_deepest in (False, True))
+    assert np.mean(ensemble) == pytest.approx(2.65, abs=0.005) and np.mean(deepest) == pytest.approx(1.96, abs=0.005)
+    assert (min(ensemble), max(ensemble)) == pytest.approx((0.61, 4.07))
+
+
+def test_the_papers_rows_follow_the_default_schedule() -> None:
+    assert {x.schedule for x in find_table("byot").experiments()} == {Schedule()}
+    assert {(x.tau, x.lambda_) for x in find_table("byot").experiments()} == {(3.0, 1e-6)}
+
+
+def test_the_demo_has_every_method_and_is_short() -> None:
+    found = find_table("demo-byot")
+    methods = {x.method.name for x in found.experiments()}
+    assert methods == {"original", "deep-supervision", "byot"} and found.experiment("byot-authors").options.as_dict()["adapted"]
+    assert max(x.schedule.iterations for x in found.experiments()) <= 600
+    for x in found.experiments(nets=[1]):
+        assert x.method(x)

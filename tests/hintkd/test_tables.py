@@ -43,7 +43,7 @@ PRINTED = {
 
 
 def test_all_tables_are_found_in_the_papers_order():
-    assert table_names() == NAMES
+    assert [name for name in table_names() if "byot" not in name] == NAMES
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -13,22 +13,22 @@ EXPANSION = 4
 
 @dataclass(frozen=True)
 class PyramidNet:
-    """Depth 9n + 2: stem of 16, three stacks of n bottlenecks; the k-th of all 3n is round(16 + k alpha / 3n) wide, times 4 at its end.
+    """Depth 9n + 2: stem of 16, three stacks of n bottlenecks; the k-th of all 3n is round(16 + k widening / 3n) wide, times 4 at its end.
 
     Han et al. 2017, equation 3 and figure 6d: BatchNorm, 1x1, BatchNorm, ReLU, 3x3, BatchNorm, ReLU, 1x1, BatchNorm, and no ReLU after the
     sum.  A shortcut is averaged over 2 x 2 pixels where the image shrinks, and has zeros in the channels that are new: a frozen
     convolution of weights 0 makes them.  Stages end in sums, so that there is no ReLU to tap before: preacts are the stages themselves.
     """
     depth: int
-    alpha: int
+    widening: int
 
     def __post_init__(self) -> None:
-        if self.depth < 11 or self.depth % 9 != 2 or self.alpha < 1:
+        if self.depth < 11 or self.depth % 9 != 2 or self.widening < 1:
             raise UserError(f"a PyramidNet of depth {self.depth} does not exist; depths are 9n + 2: 11, 20, ..., 101, 110, ...")
 
     @property
     def title(self) -> str:
-        return f"pyramidnet{self.depth}_{self.alpha}"
+        return f"pyramidnet{self.depth}_{self.widening}"
 
     @property
     def n(self) -> int:
@@ -37,7 +37,7 @@ class PyramidNet:
 
     def width(self, block: int) -> int:
         """Of the bottleneck of the block of this number, counted from 1."""
-        return round(16 + block * self.alpha / (3 * self.n))
+        return round(16 + block * self.widening / (3 * self.n))
 
     def write(self, net: caffe_pb2.NetParameter, bottom: str, classes: int, options: Options, *, prefix: str = "", begin: int = 0,
               preacts: bool = False) -> Taps:

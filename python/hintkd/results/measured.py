@@ -193,7 +193,8 @@ class Group:
 
     def value(self, record: Record, which: str = "last", column: str = "") -> float | None:
         """A record's value in the table's metric; that of its last column unless another is named."""
-        if column and column != [*self.table.columns][-1] and self.table.columns[column] not in record.last:
+        columns = self.table.columns
+        if column and [*columns][-1:] != [column] and columns.get(column) not in record.last:
             return None
         return record.value(self.table.measure, which, self.table.columns.get(column, self.table.output))
 
@@ -219,7 +220,7 @@ class Group:
     def _measure(self, record: Record, claim: Claim) -> float | None:
         """What a claim compares, so that more is better; None if the record does not have it."""
         if claim.measure == "":
-            value = self.value(record)
+            value = self.value(record, column=claim.column)
             return None if value is None else self.table.measure.gain(value, 0)
         if claim.measure in ("training loss", "test loss"):
             begin, end = self.table.window or (0, record.iterations[-1] / self.scale)
@@ -245,7 +246,8 @@ class Group:
             if not values:
                 what = f"{operand.table}/{operand.method}" if operand.table else operand.method
                 absent = f"was not measured{' under these conditions' if operand.table else ''}"
-                return Judgement(claim, None, "not judged", f"{what} has no {claim.measure}" if source and source.of(operand.method)
+                asked = claim.measure or f"column {claim.column}"
+                return Judgement(claim, None, "not judged", f"{what} has no {asked}" if source and source.of(operand.method)
                                  else f"{what} {absent}")
             sides.append(values)
         left, right = sides

@@ -324,8 +324,8 @@ def published_gain(claim: Claim, table: Table) -> float | None:
 
     def printed(operand: Operand) -> float | None:
         source = find_table(operand.table) if operand.table else table
-        values = source.published(operand.method)
-        return table.measure.best(*values) if operand.best and values else source.published_mean(operand.method)
+        values = source.published(operand.method, claim.column)
+        return table.measure.best(*values) if operand.best and values else source.published_mean(operand.method, claim.column)
     left, right = printed(claim.left), printed(claim.right)
     if left is None or right is None:
         return None

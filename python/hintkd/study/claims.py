@@ -1,7 +1,8 @@
 """Claims as data: which of two rows is better, by which measure, and where a paper says so.
 
 A claim is written as its formula alone, `layerwise-hint > hint-kd`, or as a mapping with the words and the place in the paper:
-`{claim: layerwise-hint > hint-kd, text: the proposed method is ahead, section: abstract}`.  Whether it holds is judged in results/.
+`{claim: layerwise-hint > hint-kd, text: the proposed method is ahead, section: abstract}`.  Rows are compared by their table's last column
+unless a formula names another, `byot > deep-supervision in column 1/4`.  Whether a claim holds is judged in results/.
 """
 from __future__ import annotations
 
@@ -27,25 +28,31 @@ class Claim:
     """`A > B`: A is better than B, a higher accuracy, a lower error, a lower loss; `A <= B`: it is no better.
 
     `measure` is the table's metric (""), "test loss" (the KD loss on the test set, of a table with test_loss) or "training loss", both
-    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1).
+    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1).  `column` is the one whose values are
+    compared, "" the table's last.
     """
     text: str                                                # the formula
     left: Operand
     better: bool                                             # ">", or "<="
     right: Operand
     measure: str = ""
+    column: str = ""
     words: str = ""                                          # what the paper says, quoted or in words of our own
     section: str = ""                                        # where it says so
 
     @staticmethod
     def parse(text: str) -> Claim:
-        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in test loss | in training loss | in hint loss N]`.  Raises ValueError."""
-        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", "(test loss|training loss|hint loss [1-9])"
+        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in test loss | in training loss | in hint loss N | in column NAME]`.
+
+        Raises ValueError.
+        """
+        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", r"(?:(test loss|training loss|hint loss [1-9])|column (\S+))"
         found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
         if not found:
             raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")
-        best, left_table, left, sign, right_table, right, measured = found.groups()
-        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "")
+        best, left_table, left, sign, right_table, right, measured, column = found.groups()
+        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "",
+                     column or "")
 
 
 def _read(given: Any) -> Claim:

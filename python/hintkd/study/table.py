@@ -410,10 +410,17 @@ def _check(table: Table) -> None:
         _check_experiment(table, row, index)
     if table._known:
         table.experiment(ORIGINAL)
+    _check_claims(table)
+
+
+def _check_claims(table: Table) -> None:
+    """That the rows and columns which claims compare are there."""
     for kind, claims in (("claims", table.claims), ("orders", table.orders), ("controls", table.controls)):
         for index, claim in enumerate(claims):
             if claim.measure == "test loss" and not table.test_loss:
                 raise UserError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
+            if claim.column and claim.column not in table.columns:
+                raise UserError(f"{kind}[{index}]: the table has no column {claim.column!r}; {near(claim.column, list(table.columns))}")
             for side in (claim.left, claim.right):
                 if side.table is None and side.method not in table.names:
                     raise UserError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, table.names)}")

@@ -66,7 +66,8 @@ def drawn(stage: Stage, folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_no_net_of_any_table_begins_with_the_weights_of_another_role(tmp_path):
-    stages = {stage for name in table_names() for x in find_table(name).experiments(scale=1) for stage in stages_of(x)}
+    tables = [table for table in map(find_table, table_names()) if len(table.rows) < 20]             # the zoo's are one table many times
+    stages = {stage for table in tables for x in table.experiments(scale=1) for stage in stages_of(x)}
     seen: dict[str, set[int]] = defaultdict(set)
     built: set[tuple[int, str]] = set()
     for stage in stages:

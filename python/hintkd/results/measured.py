@@ -219,7 +219,7 @@ class Group:
 
     def _measure(self, record: Record, claim: Claim) -> float | None:
         """What a claim compares, so that more is better; None if the record does not have it."""
-        if claim.measure == "":
+        if claim.measure == "" or claim.column:
             value = self.value(record, column=claim.column)
             return None if value is None else self.table.measure.gain(value, 0)
         if claim.measure in ("training loss", "test loss"):
@@ -246,8 +246,7 @@ class Group:
             if not values:
                 what = f"{operand.table}/{operand.method}" if operand.table else operand.method
                 absent = f"was not measured{' under these conditions' if operand.table else ''}"
-                asked = claim.measure or f"column {claim.column}"
-                return Judgement(claim, None, "not judged", f"{what} has no {asked}" if source and source.of(operand.method)
+                return Judgement(claim, None, "not judged", f"{what} has no {claim.measure}" if source and source.of(operand.method)
                                  else f"{what} {absent}")
             sides.append(values)
         left, right = sides

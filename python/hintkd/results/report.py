@@ -319,7 +319,7 @@ def words(claim: Claim) -> str:
 
 def published_gain(claim: Claim, table: Table) -> float | None:
     """By how much the better side of a claim is better in print, in points; None where a value was not printed."""
-    if claim.measure:
+    if claim.measure and not claim.column:
         return None
 
     def printed(operand: Operand) -> float | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer
 
 FIELDS = ("claim", "text", "section")
+COLUMN = "column "
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,31 @@ class Claim:
     """`A > B`: A is better than B, a higher accuracy, a lower error, a lower loss; `A <= B`: it is no better.
 
     `measure` is the table's metric (""), "test loss" (the KD loss on the test set, of a table with test_loss) or "training loss", both
-    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1).  `column` is the one whose values are
-    compared, "" the table's last.
+    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1), or "column NAME": the metric in a column of
+    the table that is not the last.
     """
     text: str                                                # the formula
     left: Operand
     better: bool                                             # ">", or "<="
     right: Operand
     measure: str = ""
-    column: str = ""
     words: str = ""                                          # what the paper says, quoted or in words of our own
     section: str = ""                                        # where it says so
 
+    @property
+    def column(self) -> str:
+        """The column that it compares, "" for the last."""
+        return self.measure.removeprefix(COLUMN) if self.measure.startswith(COLUMN) else ""
+
     @staticmethod
     def parse(text: str) -> Claim:
-        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in test loss | in training loss | in hint loss N | in column NAME]`.
-
-        Raises ValueError.
-        """
-        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", r"(?:(test loss|training loss|hint loss [1-9])|column (\S+))"
+        """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in MEASURE]`.  Raises ValueError."""
+        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", r"(test loss|training loss|hint loss [1-9]|column \S+)"
         found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
         if not found:
             raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")
-        best, left_table, left, sign, right_table, right, measured, column = found.groups()
-        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "",
-                     column or "")
+        best, left_table, left, sign, right_table, right, measured = found.groups()
+        return Claim(text, Operand(left, left_table, bool(best)), sign == ">", Operand(right, right_table), measured or "")
 
 
 def _read(given: Any) -> Claim:

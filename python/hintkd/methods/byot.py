@@ -201,13 +201,13 @@ def _stage(x: Experiment, title: str, alpha: float, lambda_: float) -> list[Stag
 # -- methods -----------------------------------------------------------------------------------------------------------------
 @method(needs_teacher=False, line=Line("#D55E00"))
 def byot(x: Experiment) -> list[Stage]:
-    """Self distillation: every exit learns from the labels, the shallow ones also from the deepest one's scores and features."""
+    """A network's exits learn from its deepest one: CE there, (1 - alpha) CE + alpha tau^2 KL(p_C, p_i) + lambda |f_i - f_C|^2 below."""
     return _stage(x, "byot", options(x).alpha, x.lambda_)
 
 
 @method(needs_teacher=False, line=Line("#0072B2", "--"))
 def deep_supervision(x: Experiment) -> list[Stage]:
-    """The control: the same exits, and the labels alone (alpha = lambda = 0)."""
+    """The control: the same exits, and CE with the labels alone at each of them (alpha = lambda = 0)."""
     return _stage(x, "deep-supervision", 0, 0)
 
 

@@ -29,6 +29,7 @@ from hintkd.nets.wide_resnet import WideResNet
 from hintkd.results.report import published_gain
 from hintkd.run.folders import test_net as published_net
 from hintkd.study.table import Table, find_table, load_table
+from torchcaffe.alias import installed
 from torchcaffe.settings import number_type, shapes_only
 
 BATCH, CLASSES, SECTIONS = 6, 10, 3
@@ -204,6 +205,26 @@ def test_whole_iterations_give_the_same_weights(case: dict[str, Any], tmp_path: 
         for name, blobs in own.parameters.items():
             for blob, parameter in zip(solver.net.params[name], blobs, strict=True):
                 assert np.array(blob.data) == pytest.approx(parameter.detach().numpy(), rel=1e-6, abs=1e-7), name
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_numpy_form_that_a_real_caffe_runs_sends_the_same_gradients(detached: bool, tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    with installed():
+        from hintkd.layers.kl_divergence import KLDivergence
+        from hintkd.layers.pair_loss import PairLoss
+    for kind in (KLDivergence, PairLoss):
+        monkeypatch.delattr(kind, "forward_torch")
+    x = experiment(detached=detached, alpha=0.4)
+    with solver_of(x, tmp_path) as solver:
+        own, (images, labels) = ByHand(solver.net, x), batches(1)[0]
+        solver.net.blobs["data"].data[...], solver.net.blobs["label"].data[...] = images, labels
+        solver.net.forward()
+        solver.net.backward()
+        _, gradients = own.step(images, labels, 0.05)
+        for name, expected in gradients.items():
+            for blob, wanted in zip(solver.net.params[name], expected, strict=True):
+                assert np.array(blob.diff) == pytest.approx(wanted, rel=1e-5, abs=1e-7 * max(1, np.abs(wanted).max())), name
 
 
 @pytest.mark.parametrize("detached", [True, False])

@@ -15,7 +15,7 @@ from hintkd.nets.wide_resnet import WideResNet
 
 FAMILIES: dict[str, Any] = {                # a pattern whose groups are the numbers that make the network
     r"resnet(\d+)(?:x(\d+))?": BasicResNet,
-    r"ResNet(\d+)": DeepResNet,
+    r"ResNet(\d+)(?:-(\d+))?": DeepResNet,
     r"resnext(\d+)_(\d+)x(\d+)d": ResNeXt,
     r"pyramidnet(\d+)_(\d+)": PyramidNet,
     r"wrn_(\d+)_(\d+)(?:_(4))?": WideResNet,

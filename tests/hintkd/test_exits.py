@@ -139,3 +139,21 @@ def test_data_that_are_missing_are_told(place: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="data/digits/test_lmdb is missing"):
         exits_of(Trained(place / "exits.caffemodel"))
+
+
+@pytest.mark.slow
+def test_a_demos_nets_are_trained_reported_and_looked_at_by_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["prepare", "digits"]) == 0
+    assert cli.main(["reproduce", "demo-byot", "--scale", "0.01", "--nets", "1", "--device", "cpu", "--quiet"]) == 0
+    (folder,) = (tmp_path / "results/measured").iterdir()
+    last = json.loads((folder / "byot/net1.json").read_text())["last"]
+    capsys.readouterr()
+    assert cli.main(["exits", f"runs/weights/{folder.name}/byot/net1.caffemodel", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    measured = [last[name] for name in ("accuracy_1", "accuracy_2", "accuracy", "accuracy_ensemble")]
+    assert [each["accuracy"] for each in (*said["exits"], said["ensemble"])] == pytest.approx(measured, abs=1e-6)
+    text = (tmp_path / "results/report.md").read_text()
+    assert "byot > deep-supervision in column 1/3" in text and "| deepest_alpha |" in text
+    assert all(f"| {row} | {column} |" in text for row in ("byot", "deep-supervision") for column in ("1/3", "3/3", "ensemble"))

@@ -84,7 +84,7 @@ class Classifier:
 
 
 class Trained:
-    """A net and its weights, as `hintkd reproduce` leaves them."""
+    """A net and its weights, as `hintkd reproduce` leaves them; `classifiers` are in the order in which they are asked."""
 
     def __init__(self, weights: Path, prototxt: Path | None = None):
         """Raises UserError where one of the files is missing or is none, and where the net has a single classifier."""
@@ -103,11 +103,14 @@ class Trained:
             raise UserError(f"{self.prototxt}: the net has one classifier and no other exit; nets of byot and deep-supervision have some")
 
     def _classifiers(self) -> tuple[list[Classifier], str]:
-        """Those that an Accuracy compares with the labels, and the labels' blob."""
+        """Those that an Accuracy compares with the labels, bottom up, and the labels' blob.
+
+        The first Accuracy of a net is that of its own end, so its classifier comes last.
+        """
         makers = {top: layer.type for layer in self.layers for top in layer.top if top not in layer.bottom}
         tested = [layer for layer in self.layers if layer.type == "Accuracy"]
         found = [Classifier(layer.bottom[0], makers.get(layer.bottom[0]) != "InnerProduct") for layer in tested]
-        return found, tested[0].bottom[1] if tested else ""
+        return [*found[1:], *found[:1]], tested[0].bottom[1] if tested else ""
 
     def cut(self, scores: Sequence[str], shape: Sequence[int]) -> caffe_pb2.NetParameter:
         """What these scores need, from an input of `shape` on."""
@@ -128,19 +131,11 @@ def exits_of(trained: Trained, confidences: Sequence[float] = CONFIDENCES, batch
     caffe.set_mode_cpu()
     caffe.set_threads(threads)
     scores, labels, shape = tested(caffe, trained)
-    nets: dict[tuple[str, ...], Any] = {}                    # by the scores that they give
-    work: dict[tuple[str, ...], int] = {}
-
-    def add(*names: str) -> None:
-        param = trained.cut(names, (batch, *shape))
-        nets[names] = built(caffe, param, trained)
-        work[names] = multiply_adds(param, nets[names])
-    for each in trained.classifiers:
-        add(each.scores)
-    ordered = sorted((each.scores for each in trained.classifiers if not each.is_mean), key=lambda name: work[name,])
+    ordered = [each.scores for each in trained.classifiers if not each.is_mean]
     turns = [tuple(ordered[:k]) for k in range(1, len(ordered) + 1)]
-    for names in turns[1:]:
-        add(*names)
+    cuts = {names: trained.cut(names, (batch, *shape)) for names in [*turns, *((each.scores,) for each in trained.classifiers)]}
+    nets = {names: built(caffe, param, trained) for names, param in cuts.items()}
+    work = {names: multiply_adds(param, nets[names]) for names, param in cuts.items()}
     cost = {names: Cost(work[names], 1000 * seconds / batch) for names, seconds in timed(nets).items()}
 
     def found(title: str, name: str, in_turn: tuple[str, ...]) -> Exit:

@@ -43,10 +43,11 @@ COUNT, POSITIVE, RATE = Range(1, 10_000_000, whole=True), Range(0, 1_000, above=
 NUMBERS = {
     # networks and methods
     "depth": Range(1, 1_202, whole=True), "widths": Range(1, 4_096, whole=True), "width": Range(1, 4_096, whole=True),
-    "widening": Range(1, 4_096, whole=True), "cardinality": Range(1, 1_024, whole=True), "tau": POSITIVE, "lambda": Range(0, 1_000_000),
+    "widening": Range(1, 4_096, whole=True), "cardinality": Range(1, 1_024, whole=True), "alpha": Range(0, 1),
+    "sections": Range(2, 100, whole=True), "tau": POSITIVE, "lambda": Range(0, 1_000_000),
     "lambda_": Range(0, 1_000_000), "lambda_end": Range(0, 1_000_000), "nets": Range(1, NETS - 1, whole=True),
     "seed": Range(0, TABLE_SEEDS - 1, whole=True), "regressor_std": POSITIVE, "mnist_scale": POSITIVE,
-    "bn_fraction": Range(0, 1, above=True, below=True), "alpha": Range(0, 1), "sections": Range(2, 100, whole=True),
+    "bn_fraction": Range(0, 1, above=True, below=True),
     # schedules; whatever is called ..._iterations is a COUNT
     "iterations": COUNT, "steps": Range(0, 1, above=True, below=True), "base_lr": RATE, "hint_lr": RATE,
     "momentum": Range(0, 1, below=True), "weight_decay": Range(0, 1),

@@ -24,7 +24,7 @@ from hintkd.experiment import Options, Schedule
 from hintkd.methods.common import original, teacher
 from hintkd.methods.method import Choice, Method
 
-PAPERS = ("hint_2019", "byot")                                    # modules of this folder
+PAPERS = ("hint_2019", "byot")                               # modules of this folder
 GROUP = "hintkd.methods"                                     # of entry points
 
 

@@ -1,4 +1,4 @@
-"""The command line: `hintkd demo | generate | list | prepare | reproduce | status | report | verify`.
+"""The command line: `hintkd demo | exits | generate | list | prepare | reproduce | status | report | verify`.
 
 Turns flags into calls, and errors into one sentence with exit status 2.  Most imports stand inside the commands: torch takes seconds,
 and `hintkd --help` should not.
@@ -70,6 +70,14 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch("-?[0-9]{1,30}(,-?[0-9]{1,30})*", text):
         raise UserError(f"{flag} {limits.shown(text)}: give whole numbers with commas between them, such as 1,2,3")
     return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def fractions(flag: str, text: str) -> tuple[float, ...]:
+    """0.5,0.9 as numbers from 0 to 1, in order, each once.  Raises UserError naming the flag."""
+    found = [float(part) for part in text.split(",") if re.fullmatch(r"0*1(\.0*)?|0*\.\d{1,12}|0+\.?", part)]
+    if len(found) != text.count(",") + 1:
+        raise UserError(f"{flag} {limits.shown(text)}: give numbers from 0 to 1 with commas between them, such as 0.5,0.9")
+    return tuple(sorted(set(found)))
 
 
 def names(flag: str, text: str) -> tuple[str, ...]:
@@ -253,6 +261,35 @@ def verify(
     console.quiet = False
     if not run(console, resources(backend, caffe_python, device, jobs=jobs), table):
         raise typer.Exit(1)
+
+
+@app.command()
+def exits(
+    weights: Annotated[Path, typer.Argument(help="A .caffemodel of byot or deep-supervision, as in runs/weights.")],
+    net: Annotated[Path | None, typer.Option(help="Its prototxt; default: that of the same name beside it.", show_default=False)] = None,
+    sure: Annotated[str, typer.Option(help="Probabilities from which an exit is sure.")] = "0.5,0.6,0.7,0.8,0.9,0.95,0.99",
+    batch: Annotated[int, typer.Option(help="Images at once when passes are timed.")] = 1,
+    threads: Annotated[int, typer.Option(help="Of the passes that are timed.")] = 1,
+    export: Annotated[Path | None, typer.Option(help="A folder that gets every exit as a net of its own.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for other programs.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """What each exit of a trained net can do and costs, and what it saves to leave at the first one that is sure."""
+    from hintkd.study.exits import Trained, as_data, exits_of, show
+    from hintkd.study.exits import export as write
+    limits.require("--batch", batch, limits.BATCH)
+    limits.require("--threads", threads, limits.JOBS)
+    confidences = fractions("--sure", sure)
+    console.quiet = quiet or as_json
+    trained = Trained(weights, net)
+    with console.status("testing and timing"):
+        found = exits_of(trained, confidences, batch, threads)
+    show(console, found)
+    if as_json:
+        print(json.dumps(as_data(found), indent=1))
+    if export:
+        files = write(trained, found, export)
+        console.print(f"{len(files)} files in {export}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -42,7 +42,9 @@ class Range:
 COUNT, POSITIVE, RATE = Range(1, 10_000_000, whole=True), Range(0, 1_000, above=True), Range(0, 1_000_000, above=True)
 NUMBERS = {
     # networks and methods
-    "depth": Range(1, 1_202, whole=True), "widths": Range(1, 4_096, whole=True), "tau": POSITIVE, "lambda": Range(0, 1_000_000),
+    "depth": Range(1, 1_202, whole=True), "widths": Range(1, 4_096, whole=True), "width": Range(1, 4_096, whole=True),
+    "widening": Range(1, 4_096, whole=True), "cardinality": Range(1, 1_024, whole=True), "alpha": Range(0, 1),
+    "sections": Range(2, 100, whole=True), "tau": POSITIVE, "lambda": Range(0, 1_000_000),
     "lambda_": Range(0, 1_000_000), "lambda_end": Range(0, 1_000_000), "nets": Range(1, NETS - 1, whole=True),
     "seed": Range(0, TABLE_SEEDS - 1, whole=True), "regressor_std": POSITIVE, "mnist_scale": POSITIVE,
     "bn_fraction": Range(0, 1, above=True, below=True), "crd_negatives": COUNT, "crd_width": Range(1, 4_096, whole=True),
@@ -59,12 +61,12 @@ NUMBERS = {
     "axis": Range(-1_000_000, 1_000_000), "window": Range(0, 10_000_000, whole=True),
 }
 ONE_OF: dict[str, tuple[object, ...]] = {"label_tau": (1, "tau"), "regressor_kernel": (1, 3)}
-SWITCHES = ("crop", "mirror", "regressor", "tau_squared")    # on or off, and no number
+SWITCHES = ("crop", "mirror", "regressor", "tau_squared", "deepest_alpha", "detached", "adapted")     # on or off, and no number
 TEXTS = ("about", "notes", "departures", "text")             # text that may have several lines
 RISING = ("steps", "axis", "window")                         # lists whose values rise
 
 SCALE, SEED, SHUFFLE = Range(0.0001, 100), Range(0, SEEDS - 1, whole=True), Range(0, 2**32 - 1, whole=True)     # of --scale and --seed
-REPEAT, NET, JOBS, TOGETHER = (Range(1, high, whole=True) for high in (REPEATS, NETS - 1, 256, 64))
+REPEAT, NET, JOBS, TOGETHER, BATCH = (Range(1, high, whole=True) for high in (REPEATS, NETS - 1, 256, 64, 4_096))
 
 
 def cores() -> int:

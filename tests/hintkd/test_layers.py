@@ -39,7 +39,8 @@ class Blobs(list):
 def layers() -> SimpleNamespace:
     with mock.patch.dict(sys.modules, caffe=torchcaffe):
         modules = {name: importlib.import_module(f"hintkd.layers.{module}")
-                   for name, module in {"SoftenedCrossEntropy": "softened_cross_entropy", "HintLoss": "hint_loss"}.items()}
+                   for name, module in {"SoftenedCrossEntropy": "softened_cross_entropy", "HintLoss": "hint_loss",
+                                        "KLDivergence": "kl_divergence"}.items()}
     return SimpleNamespace(**{name: getattr(module, name) for name, module in modules.items()})
 
 
@@ -78,13 +79,17 @@ def finite_differences(layer: Any, bottoms: list[Blob], tops: list[Blob], index:
 
 
 SOFTENED: list[dict[str, Any]] = [{}, {"tau": 3, "lambda": 5}, {"tau": 3, "lambda": 5, "label_tau": 3, "tau_squared": True}]
-CASES = [("SoftenedCrossEntropy", p) for p in SOFTENED] + [("HintLoss", {})]
+CASES = [*(("SoftenedCrossEntropy", p) for p in SOFTENED), ("HintLoss", {}), ("KLDivergence", {"tau": 3, "detached": False})]
+
+
+def bottoms_of(name: str) -> list[Blob]:
+    return maps() if name == "HintLoss" else logits()[:2 if name == "KLDivergence" else 3]
 
 
 @pytest.mark.parametrize(("name", "param"), CASES)
 @pytest.mark.parametrize("bottom", [0, 1])
 def test_gradients_are_those_of_finite_differences(layers: SimpleNamespace, name: str, param: dict, bottom: int) -> None:
-    bottoms = maps() if name == "HintLoss" else logits()
+    bottoms = bottoms_of(name)
     layer, tops = build(getattr(layers, name), bottoms, **param)
     expected = finite_differences(layer, bottoms, tops, bottom, weight=0.7)
     tops[0].diff[...] = 0.7
@@ -95,7 +100,7 @@ def test_gradients_are_those_of_finite_differences(layers: SimpleNamespace, name
 
 @pytest.mark.parametrize(("name", "param"), CASES)
 def test_torch_form_equals_numpy_form(layers: SimpleNamespace, name: str, param: dict) -> None:
-    bottoms = maps() if name == "HintLoss" else logits()
+    bottoms = bottoms_of(name)
     layer, tops = build(getattr(layers, name), bottoms, **param)
     layer.forward(bottoms, tops)
     tops[0].diff[...] = 0.7
@@ -115,6 +120,20 @@ def test_softened_cross_entropy_is_equation_2(layers: SimpleNamespace) -> None:
     layer.forward([student, teacher, Blob([0])], tops)
     soft = np.sqrt([3, 1]) / np.sqrt([3, 1]).sum()                    # the teacher says 1/5, 4/5
     assert tops[0].data[0] == pytest.approx(-np.log(0.75) - 5 * (0.2 * np.log(soft[0]) + 0.8 * np.log(soft[1])))
+
+
+def test_a_teacher_learns_from_a_divergence_only_where_it_is_not_detached(layers: SimpleNamespace) -> None:
+    for detached in (True, False):
+        bottoms = logits()[:2]
+        layer, tops = build(layers.KLDivergence, bottoms, tau=3, detached=detached)
+        layer.forward(bottoms, tops)
+        tops[0].diff[...] = 1
+        layer.backward(tops, [True, True], bottoms)
+        assert bottoms[1].diff.any() == (not detached)
+        teacher = torch.tensor(bottoms[1].data, requires_grad=True)
+        loss = layer.forward_torch([torch.tensor(bottoms[0].data, requires_grad=True), teacher], [])
+        loss.backward()
+        assert (teacher.grad is None) == detached
 
 
 def test_hint_loss_is_half_the_squared_distance_per_item(layers: SimpleNamespace) -> None:

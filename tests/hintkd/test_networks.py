@@ -21,7 +21,9 @@ COUNTS = {                                  # of 100 classes, as the sources pri
     "resnet8": 83_892, "resnet14": 181_108, "resnet20": 278_324, "resnet32": 472_756, "resnet44": 667_188, "resnet56": 861_620,
     "resnet110": 1_736_564, "resnet8x4": 1_233_540, "resnet32x4": 7_433_860, "wrn_16_1": 180_916, "wrn_16_2": 703_284,
     "wrn_40_1": 569_780, "wrn_40_2": 2_255_156, "vgg8": 3_965_028, "vgg11": 9_277_284, "vgg13": 9_462_180, "vgg16": 14_774_436,
-    "vgg19": 20_086_692, "MobileNetV2": 812_836, "ShuffleV1": 949_258, "ShuffleV2": 1_355_528, "ResNet50": 23_705_252}
+    "vgg19": 20_086_692, "MobileNetV2": 812_836, "ShuffleV1": 949_258, "ShuffleV2": 1_355_528, "ResNet50": 23_705_252,
+    "ResNet18": 11_220_132, "ResNet34": 21_328_292, "ResNet101": 42_697_380, "ResNet152": 58_341_028, "ResNet18-8": 182_252,
+    "resnext29_8x64d": 34_518_948, "wrn_28_10": 36_536_884, "pyramidnet200_240": 26_844_952}
 
 
 def written(title: str) -> caffe_pb2.NetParameter:

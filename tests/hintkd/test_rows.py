@@ -93,6 +93,28 @@ def test_several_numbers_of_a_row_are_published_measured_and_compared(tmp_path: 
     assert load_table(folder / "table.yaml") == found
 
 
+def test_a_claim_may_compare_a_column_of_its_own(tmp_path: Path) -> None:
+    rows = [EXITS["rows"][0], {"name": "other", "method": "kd", "published": {"1/2": 67.5, "ensemble": 80.0}}, {"method": "hint-kd"}]
+    claims = ["exits > other in column 1/2", "exits > other", "exits > hint-kd in column 1/2"]
+    found = table(tmp_path, **{**EXITS, "rows": rows, "claims": claims, "nets": 2})
+    assert [report.published_gain(claim, found) for claim in found.claims[:2]] == pytest.approx([0.35, -0.33])
+    assert report.published_gain(found.claims[2], found) is None
+    synthetic.measure(tmp_path, found, {"exits": [79.6, 79.7], "other": [78.0, 78.2], "hint-kd": [75.0, 75.2]})
+    folder = tmp_path / "results/measured/mine"
+    (folder / "table.yaml").write_text(found.dump(folder))
+    for net in (1, 2):
+        for name, lower, upper in (("exits", 0.60 + net / 1000, 0.796), ("other", 0.70, 0.78 + net / 1000)):
+            content = json.loads((folder / f"{name}/net{net}.json").read_text())
+            content["last"] = {"accuracy1": lower, "accuracy": upper, "accuracy_together": upper}
+            write_sealed(folder / f"{name}/net{net}.json", {each: value for each, value in content.items() if each != "sha256"})
+    (group,) = groups = read_groups(tmp_path / "results/measured")
+    lower, last, missing = (group.judge(claim, groups) for claim in group.table.claims)
+    assert lower.gain and last.gain and (lower.gain.mean, last.gain.mean) == pytest.approx((-9.85, 1.45))
+    assert missing.verdict == "not judged" and missing.reason == "hint-kd has no column 1/2"
+    with pytest.raises(UserError, match="claims\\[0\\]: the table has no column '1/3'; did you mean '1/2'"):
+        table(tmp_path, **{**EXITS, "claims": ["exits > hint-kd in column 1/3"]})
+
+
 def test_rows_that_differ_in_what_they_set_stand_in_one_table(tmp_path: Path) -> None:
     found = table(tmp_path, rows=[{"method": "kd"}, {"name": "b", "method": "kd", "set": {"shortcut": "B", "lambda_schedule": "linear"}}])
     synthetic.measure(tmp_path, found, {"kd": [90.0], "b": [91.0]})

@@ -1,10 +1,10 @@
 """The papers that are known, and methods of one's own: each is a Python module, and what it holds is found by what it is.
 
 A paper's module in this folder has SOURCE (what it is), methods (`@method`), and, where it needs them, Options and Schedule (subclasses of
-experiment's), SCHEDULES (by data set), CHOICES and BASED_ON (a paper whose methods are its own, too); `original` and `teacher` come on
-their own.  A table names its paper; it may also name a file of one's own, or an installed package by its entry point in the group
-"hintkd.methods", whose methods come first and whose Options and Schedule, if any, take the place of the paper's.  Nothing else has to know
-of them.
+experiment's), SCHEDULES (by data set), PRESETS (settings by name, for `set`), CHOICES and BASED_ON (a paper whose methods are its own,
+too); `original` and `teacher` come on their own.  A table names its paper; it may also name a file of one's own, or an installed package
+by its entry point in the group "hintkd.methods", whose methods come first and whose Options and Schedule, if any, take the place of the
+paper's.  Nothing else has to know of them.
 """
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from hintkd.errors import UserError
 from hintkd.experiment import Options, Schedule
 from hintkd.methods.common import original, teacher
 from hintkd.methods.method import Choice, Method
 
-PAPERS = ("hint_2019", "zoo", "sftn")                       # modules of this folder
+PAPERS = ("hint_2019", "zoo", "byot", "sftn")               # modules of this folder
 GROUP = "hintkd.methods"                                     # of entry points
 
 
@@ -33,6 +34,7 @@ class Paper:
     """What a paper's module holds.
 
     schedules    the full schedule by data set; `schedule`, with its defaults, for all others
+    presets      what `set` changes at once under the name of a known code base
     """
     name: str
     source: str
@@ -40,6 +42,7 @@ class Paper:
     options: type[Options] = Options
     schedule: type[Schedule] = Schedule
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
 
     def with_own(self, module: ModuleType, source: str) -> Paper:
@@ -70,8 +73,8 @@ def paper(name: str) -> Paper:
     module = importlib.import_module(f"hintkd.methods.{name}")
     based = getattr(module, "BASED_ON", None)
     before = paper(based).methods if based else {original.name: original, teacher.name: teacher}
-    return Paper(name, module.SOURCE, {**before, **_methods(module)}, **_held(module),
-                 schedules=getattr(module, "SCHEDULES", {}), choices=getattr(module, "CHOICES", ()))
+    return Paper(name, module.SOURCE, {**before, **_methods(module)}, **_held(module), schedules=getattr(module, "SCHEDULES", {}),
+                 presets=getattr(module, "PRESETS", {}), choices=getattr(module, "CHOICES", ()))
 
 
 def own_methods(named: str, folder: Path) -> tuple[ModuleType, str]:

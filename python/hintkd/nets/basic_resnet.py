@@ -52,31 +52,34 @@ class BasicResNet:
 
 @dataclass(frozen=True)
 class DeepResNet:
-    """ResNet-18 to -152 for 32x32: stem 3x3 of 64 at stride 1 without pooling, four stacks of 64 to 512 (times 4 with bottlenecks).
+    """ResNet-18 to -152 for 32x32: stem 3x3 of `width` at stride 1 without pooling, four stacks of 1, 2, 4, 8 times that.
 
-    RepDistiller's models/resnetv2.py.
+    RepDistiller's models/resnetv2.py, where `width` is 64.  With bottlenecks, from depth 50 on, stacks end in four times as many channels.
     """
     depth: int
+    width: int = 64
 
     def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UserError(f"a ResNet of width {self.width} does not exist; widths are at least 1, and 64 in the source")
         if self.depth not in DEEP:
             raise UserError(f"there is no ResNet-{self.depth} of this kind; there are {', '.join(map(str, DEEP))}")
 
     @property
     def title(self) -> str:
-        return f"ResNet{self.depth}"
+        return f"ResNet{self.depth}" + (f"-{self.width}" if self.width != 64 else "")
 
     def write(self, net: caffe_pb2.NetParameter, bottom: str, classes: int, options: Options, *, prefix: str = "", begin: int = 0,
               preacts: bool = False) -> Taps:
         """As experiment.Network says."""
         b, block, expansion = Blocks(net, prefix, options.bn_fraction), *((bottleneck, 4) if self.depth >= 50 else (basic_block, 1))
-        before = 64 if begin == 0 else 64 * 2 ** (begin - 1) * expansion
-        blob = b.conv_norm("conv1", bottom, 3, 64) if begin == 0 else bottom
+        before = self.width if begin == 0 else self.width * 2 ** (begin - 1) * expansion
+        blob = b.conv_norm("conv1", bottom, 3, before) if begin == 0 else bottom
         stem, modules, stages, below = blob, list[str](), list[str](), list[str]()
         for group in range(begin, 4):
             for index in range(DEEP[self.depth][group]):
                 tapped = preacts and index == DEEP[self.depth][group] - 1
-                width = 64 * 2 ** group * expansion
+                width = self.width * 2 ** group * expansion
                 total, blob = block(b, f"layer{group + 1}_{index}", blob, before, width, 2 if group and not index else 1, tapped)
                 before = width
                 modules.append(blob)

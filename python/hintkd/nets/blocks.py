@@ -1,4 +1,4 @@
-"""What the networks of the CIFAR-100 zoo are written with: convolutions, BatchNorm, shuffles and poolings of layers that every Caffe has.
+"""What the networks for CIFAR-100 are written with: convolutions, BatchNorm, shuffles and poolings of layers that every Caffe has.
 
 Layers are written in the order in which the sources' modules hold their parameters.  Channel shuffle is Reshape, Slice, Reshape, Concat,
 Reshape: no layer of its own, and no arithmetic.  torch rounds a pooled size down where Caffe rounds up: an average over windows that do
@@ -7,6 +7,7 @@ not fit is a depthwise convolution with frozen equal weights, which counts the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import Any
 
 from hintkd.backend import caffe_pb2
@@ -42,12 +43,12 @@ class Blocks:
         return top or name
 
     def conv(self, name: str, bottom: str, before: int, width: int, kernel: int = 3, stride: int = 1, group: int = 1,
-             bias: bool = False) -> str:
-        """From `before` to `width` channels, as large as the bottom (at stride 1)."""
+             bias: bool = False, pad: int | None = None) -> str:
+        """From `before` to `width` channels, as large as the bottom at stride 1 and without a `pad` of its own."""
         filler = uniform(before // group * kernel ** 2) if self.torch_weights else HE
         return self.layer(name, "Convolution", [bottom], convolution_param={
-            "num_output": width, "kernel_size": [kernel], "stride": [stride], "pad": [kernel // 2], "group": group, "bias_term": bias,
-            "weight_filler": filler})
+            "num_output": width, "kernel_size": [kernel], "stride": [stride], "pad": [kernel // 2 if pad is None else pad],
+            "group": group, "bias_term": bias, "weight_filler": filler})
 
     def norm(self, blob: str, name: str | None = None, bottom: str | None = None, shared: bool = False) -> str:
         """BatchNorm and Scale, in place, or from `bottom` to `blob`.
@@ -69,9 +70,9 @@ class Blocks:
         return top
 
     def conv_norm(self, name: str, bottom: str, before: int, width: int, kernel: int = 3, stride: int = 1, group: int = 1,
-                  bias: bool = False, relu: bool = True) -> str:
+                  bias: bool = False, relu: bool = True, pad: int | None = None) -> str:
         """Convolution, BatchNorm and, if said so, ReLU."""
-        blob = self.norm(self.conv(name, bottom, before, width, kernel, stride, group, bias))
+        blob = self.norm(self.conv(name, bottom, before, width, kernel, stride, group, bias, pad))
         return self.relu(blob) if relu else blob
 
     def add(self, name: str, a: str, b: str) -> str:
@@ -102,6 +103,17 @@ class Blocks:
     def max_pool(self, name: str, bottom: str) -> str:
         """2 x 2, for even sizes."""
         return self.layer(name, "Pooling", [bottom], pooling_param={"pool": "MAX", "kernel_size": 2, "stride": 2})
+
+    def average_2x2(self, name: str, bottom: str) -> str:
+        """2 x 2, for even sizes."""
+        return self.layer(name, "Pooling", [bottom], pooling_param={"pool": "AVE", "kernel_size": 2, "stride": 2})
+
+    def widened(self, name: str, bottom: str, before: int, width: int) -> str:
+        """With channels of zeros above those that are there: a frozen convolution of weights 0, which sends nothing back, makes them."""
+        more = width - before
+        zeros = self.layer(name + "_zeros", "Convolution", [bottom], param=[FROZEN], propagate_down=[False], convolution_param={
+            "num_output": more, "kernel_size": [1], "group": gcd(before, more), "bias_term": False, "weight_filler": {"type": "constant"}})
+        return self.concat(name, [bottom, zeros])
 
     def average_3x3(self, name: str, bottom: str, channels: int) -> str:
         """The mean of 3 x 3 pixels at stride 2, zeros around the map counted."""

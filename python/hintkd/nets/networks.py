@@ -9,7 +9,9 @@ from collections.abc import Callable
 from hintkd.experiment import Network
 from hintkd.nets.basic_resnet import BasicResNet, DeepResNet
 from hintkd.nets.mobilenet import MobileNetV2
+from hintkd.nets.pyramidnet import PyramidNet
 from hintkd.nets.resnet import ResNet
+from hintkd.nets.resnext import ResNeXt
 from hintkd.nets.shufflenet import ShuffleV1, ShuffleV2
 from hintkd.nets.vgg import VGG
 from hintkd.nets.wide_resnet import WideResNet
@@ -18,7 +20,9 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet": ResNet,
     "basic-resnet": BasicResNet,
     "deep-resnet": DeepResNet,
+    "resnext": ResNeXt,
     "wrn": WideResNet,
+    "pyramidnet": PyramidNet,
     "vgg": VGG,
     "mobilenet-v2": MobileNetV2,
     "shufflenet-v1": ShuffleV1,

@@ -7,7 +7,9 @@ from typing import Any
 from hintkd.errors import UserError
 from hintkd.nets.basic_resnet import BasicResNet, DeepResNet
 from hintkd.nets.mobilenet import MobileNetV2
+from hintkd.nets.pyramidnet import PyramidNet
 from hintkd.nets.resnet import ResNet
+from hintkd.nets.resnext import ResNeXt
 from hintkd.nets.shufflenet import ShuffleV1, ShuffleV2
 from hintkd.nets.vgg import VGG
 from hintkd.nets.wide_resnet import WideResNet
@@ -15,8 +17,10 @@ from hintkd.nets.wide_resnet import WideResNet
 FAMILIES: dict[str, Any] = {                # a pattern whose groups are the numbers that make the network
     r"resnet(\d+)(?:x(\d+))?": BasicResNet,
     r"resnet(\d+)-(\d+)-(\d+)-(\d+)": lambda depth, *widths: ResNet(depth, widths),
-    r"ResNet(\d+)": DeepResNet,
-    r"wrn_(\d+)_(\d+)": WideResNet,
+    r"ResNet(\d+)(?:-(\d+))?": DeepResNet,
+    r"resnext(\d+)_(\d+)x(\d+)d": ResNeXt,
+    r"pyramidnet(\d+)_(\d+)": PyramidNet,
+    r"wrn_(\d+)_(\d+)(?:_(4))?": WideResNet,
     r"vgg(\d+)": VGG,
     r"MobileNetV2": MobileNetV2,
     r"ShuffleV1": ShuffleV1,

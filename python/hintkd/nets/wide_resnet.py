@@ -13,29 +13,36 @@ from hintkd.nets.blocks import Blocks
 class WideResNet:
     """Depth 6n + 4: a convolution of 16, three stacks of n blocks of 16k, 32k, 64k channels (Zagoruyko and Komodakis 2016).
 
+    With four `stacks`, the last of 128k channels, the depth is 8n + 4: the networks of Zhang et al. 2019 of depth 20, 28 and 44.
+
     The ends of stages are the raw sums, without BatchNorm and ReLU.  The preacts are these after the next stage's first BatchNorm, the
     last after the final one; where they are asked for, a second pair of layers shares that BatchNorm's parameters, whose statistics then
     move twice a pass, as in RepDistiller's models/wrn.py.
     """
     depth: int
     wide: int = 1
+    stacks: int = 3
 
     def __post_init__(self) -> None:
-        if self.depth < 10 or self.depth % 6 != 4 or self.wide < 1:
-            raise UserError(f"a wide ResNet of depth {self.depth} does not exist; depths are 6n + 4: 10, 16, 22, 28, 34, 40, ...")
+        if self.stacks not in (3, 4):
+            raise UserError(f"a wide ResNet of {self.stacks} stacks does not exist; there are those of 3 and of 4")
+        if self.depth <= 4 or (self.depth - 4) % (2 * self.stacks) or self.wide < 1:
+            each = 2 * self.stacks
+            raise UserError(f"a wide ResNet of depth {self.depth} does not exist; depths are {each}n + 4: "
+                            f"{', '.join(str(each * n + 4) for n in range(1, 7))}, ...")
 
     @property
     def title(self) -> str:
-        return f"wrn_{self.depth}_{self.wide}"
+        return f"wrn_{self.depth}_{self.wide}" + ("_4" if self.stacks == 4 else "")
 
     def write(self, net: caffe_pb2.NetParameter, bottom: str, classes: int, options: Options, *, prefix: str = "", begin: int = 0,
               preacts: bool = False) -> Taps:
         """As experiment.Network says."""
-        b, n = Blocks(net, prefix, options.bn_fraction), (self.depth - 4) // 6
+        b, n = Blocks(net, prefix, options.bn_fraction), (self.depth - 4) // (2 * self.stacks)
         before = 16 if begin == 0 else 16 * self.wide * 2 ** (begin - 1)
         blob = b.conv("conv1", bottom, 3, 16) if begin == 0 else bottom
         stem, modules, stages, below = blob, list[str](), list[str](), list[str]()
-        for group in range(begin, 3):
+        for group in range(begin, self.stacks):
             width = 16 * self.wide * 2 ** group
             for block in range(n):
                 first = f"block{group + 1}_{block}_bn1"

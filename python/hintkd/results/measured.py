@@ -196,7 +196,8 @@ class Group:
 
     def value(self, record: Record, which: str = "last", column: str = "") -> float | None:
         """A record's value in the table's metric; that of its last column unless another is named."""
-        if column and column != [*self.table.columns][-1] and self.table.columns[column] not in record.last:
+        columns = self.table.columns
+        if column and [*columns][-1:] != [column] and columns.get(column) not in record.last:
             return None
         return record.value(self.table.measure, which, self.table.columns.get(column, self.table.output))
 
@@ -221,8 +222,8 @@ class Group:
 
     def _measure(self, record: Record, claim: Claim) -> float | None:
         """What a claim compares, so that more is better; None if the record does not have it."""
-        if claim.measure == "":
-            value = self.value(record)
+        if claim.measure == "" or claim.column:
+            value = self.value(record, column=claim.column)
             return None if value is None else self.table.measure.gain(value, 0)
         if claim.aim is not None:
             return self._iterations_to(record, claim.aim)

@@ -320,13 +320,13 @@ def words(claim: Claim) -> str:
 
 def published_gain(claim: Claim, table: Table) -> float | None:
     """By how much the better side of a claim is better in print, in points; None where a value was not printed."""
-    if claim.measure:
+    if claim.measure and not claim.column:
         return None
 
     def printed(operand: Operand) -> float | None:
         source = find_table(operand.table) if operand.table else table
-        values = source.published(operand.method)
-        return table.measure.best(*values) if operand.best and values else source.published_mean(operand.method)
+        values = source.published(operand.method, claim.column)
+        return table.measure.best(*values) if operand.best and values else source.published_mean(operand.method, claim.column)
     left, right = printed(claim.left), printed(claim.right)
     if left is None or right is None:
         return None

@@ -1,7 +1,8 @@
 """Claims as data: which of two rows is better, by which measure, and where a paper says so.
 
 A claim is written as its formula alone, `layerwise-hint > hint-kd`, or as a mapping with the words and the place in the paper:
-`{claim: layerwise-hint > hint-kd, text: the proposed method is ahead, section: abstract}`.  Whether it holds is judged in results/.
+`{claim: layerwise-hint > hint-kd, text: the proposed method is ahead, section: abstract}`.  Rows are compared by their table's last column
+unless a formula names another, `byot > deep-supervision in column 1/4`.  Whether a claim holds is judged in results/.
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 FIELDS = ("claim", "text", "section")
 TO = "iterations to "
+COLUMN = "column "
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Claim:
     """`A > B`: A is better than B, a higher accuracy, a lower error, a lower loss; `A <= B`: it is no better.
 
     `measure` is the table's metric (""), "test loss" (the KD loss on the test set, of a table with test_loss) or "training loss", both
-    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1), or "iterations to N", where fewer are
-    better: the last stage's up to the first test on the way whose value is N, in the table's metric, or better; all of them for a net
-    that never gets there, whatever it would have taken.
+    of the last stage in the table's window, or "hint loss N" (of pair N at the end of Stage 1), or "column NAME": the metric in a column of
+    the table that is not the last, or "iterations to N", where fewer are better: the last stage's up to the first test on the way whose
+    value is N, in the table's metric, or better; all of them for a net that never gets there, whatever it would have taken.
     """
     text: str                                                # the formula
     left: Operand
@@ -45,10 +47,16 @@ class Claim:
         """The value that it counts the iterations to, if it does."""
         return float(self.measure.removeprefix(TO)) if self.measure.startswith(TO) else None
 
+    @property
+    def column(self) -> str:
+        """The column that it compares, "" for the last."""
+        return self.measure.removeprefix(COLUMN) if self.measure.startswith(COLUMN) else ""
+
     @staticmethod
     def parse(text: str) -> Claim:
         """Read `[best] [TABLE/]METHOD > [TABLE/]METHOD [in MEASURE]`.  Raises ValueError."""
-        side, measure = r"(?:(\w[\w-]*)/)?([\w-]+)", r"(test loss|training loss|hint loss [1-9]|iterations to \d+(?:\.\d+)?)"
+        side = r"(?:(\w[\w-]*)/)?([\w-]+)"
+        measure = r"(test loss|training loss|hint loss [1-9]|column \S+|iterations to \d+(?:\.\d+)?)"
         found = re.fullmatch(f"(best )?{side} (>|<=) {side}(?: in {measure})?", text)
         if not found:
             raise ValueError(f"{text!r} is not a claim; write for example 'layerwise-hint > hint-kd'")

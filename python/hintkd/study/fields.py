@@ -1,7 +1,7 @@
 """From YAML to frozen data: dataclasses made of mappings, with a sentence for what is wrong, and what `set` may name.
 
 `set` changes any field of an experiment: `lambda`, an option or a field of the schedule by its bare name, and, with a dot, a field of
-`student`, `teacher` or `dataset`.
+`student`, `teacher` or `dataset`.  `preset` stands for all that a paper's module has under that name.
 """
 from __future__ import annotations
 
@@ -71,6 +71,16 @@ def path_of(name: str, bare: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         if name in names:
             return (owner, name) if owner else (name,)
     raise UserError(f"{name}: unknown; {near(name, [each for names in bare.values() for each in names])}")
+
+
+def expanded(changes: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Changes by name, with those of a preset in its place, before the others.  Raises UserError on a preset that there is not."""
+    if "preset" not in changes:
+        return dict(changes)
+    name = changes["preset"]
+    if name not in presets:
+        raise UserError(f"preset: {shown(name)!r} is none of the paper's; " + (near(name, list(presets)) if presets else "it has none"))
+    return {**presets[name], **{each: value for each, value in changes.items() if each != "preset"}}
 
 
 def changed(settings: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:

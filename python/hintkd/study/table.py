@@ -24,7 +24,7 @@ from hintkd.methods.papers import PAPERS, Paper, own_methods, paper
 from hintkd.metrics import METRICS, Metric
 from hintkd.seeds import TABLE_SEEDS
 from hintkd.study.claims import ClaimField
-from hintkd.study.fields import built, changed, checked, names_of, near, path_of, place_of
+from hintkd.study.fields import built, changed, checked, expanded, names_of, near, path_of, place_of
 from hintkd.study.names import FOLDERS
 from hintkd.study.names import table_names as table_names
 from hintkd.study.rows import ORIGINAL, TEACHER, DataSet, Learner, Row, dataset_in, dataset_of, learner_of
@@ -120,7 +120,9 @@ class Table(BaseModel):
     def set_by_rows(self) -> set[str]:
         """What rows have of their own, as records call it: an option by its name, all of a network, a teacher or the schedule by theirs."""
         schedule = names_of(self._known.schedule) if self._known else []
-        return {first if (first := name.partition(".")[0]) not in schedule else "schedule" for row in self.rows for name in row.set}
+        presets = self._known.presets if self._known else {}
+        return {first if (first := name.partition(".")[0]) not in schedule else "schedule"
+                for row in self.rows for name in expanded(row.set, presets)}
 
     def default_options(self) -> dict[str, object]:
         """The paper's options with their defaults; none where its file is gone."""
@@ -235,7 +237,7 @@ class Table(BaseModel):
         """What experiments are made of, with the changes of a row, as YAML has it; the data set by its fields."""
         settings = self.model_dump(by_alias=True, include={*_OF_AN_EXPERIMENT, "lambda_"})
         settings["dataset"] = dataclasses.asdict(self.dataset)
-        for name, value in changes.items():
+        for name, value in expanded(changes, known.presets).items():
             settings = _with(settings, self._path(name, known), value)
         return settings
 
@@ -252,21 +254,21 @@ class Table(BaseModel):
 
         changes    by name, as in a row's `set`
         data       a folder with train_lmdb, test_lmdb and the two mean files (if the table's data set has them)
-        Published numbers are dropped unless only options, which the paper leaves open, were changed.  Raises UserError on what does not
-        fit.
+        Published numbers are dropped unless only options and presets, which fill what the paper leaves open, were changed.  Raises
+        UserError on what does not fit.
         """
         known = self._known
         assert known is not None
         content, name, comparable = self._content(), self.name, True
         for what, value in (changes or {}).items():
-            path = self._path(what, known)
+            settings = {self._path(each, known): given for each, given in expanded({what: value}, known.presets).items()}
             if what != "teacher.prototxt":
-                alone = table_of(_with(self._content(), path, value), self.name, self.name, self._folder)
+                alone = table_of(_with_all(self._content(), settings), self.name, self.name, self._folder)
                 if alone.experiment(ORIGINAL) == self.experiment(ORIGINAL):
                     continue                                 # it is so already
                 name += f"-{_in_a_name(what, value)}"
-            content = _with(content, path, value)
-            comparable = comparable and path[0] == "options"
+            content = _with_all(content, settings)
+            comparable = comparable and (what == "preset" or all(path[0] == "options" for path in settings))
         teacher = content["teacher"] or {}
         if teacher.get("prototxt") and not teacher.get("weights"):
             raise UserError("a teacher's prototxt was given without its weights: give both, or neither")
@@ -315,6 +317,14 @@ class Table(BaseModel):
 def _with(settings: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """Settings with one value; a data set, which may be given by its name, by all its fields."""
     return changed(settings, path, dataclasses.asdict(dataset_of(value)) if tuple(path) == ("dataset",) else value)
+
+
+def _with_all(settings: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The same with several."""
+    made = dict(settings)
+    for path, value in changes.items():
+        made = _with(made, path, value)
+    return made
 
 
 def _in_a_name(what: str, value: Any) -> str:
@@ -408,10 +418,17 @@ def _check(table: Table) -> None:
         _check_experiment(table, row, index)
     if table._known:
         table.experiment(ORIGINAL)
+    _check_claims(table)
+
+
+def _check_claims(table: Table) -> None:
+    """That the rows and columns which claims compare are there."""
     for kind, claims in (("claims", table.claims), ("orders", table.orders), ("controls", table.controls)):
         for index, claim in enumerate(claims):
             if claim.measure == "test loss" and not table.test_loss:
                 raise UserError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
+            if claim.column and claim.column not in table.columns:
+                raise UserError(f"{kind}[{index}]: the table has no column {claim.column!r}; {near(claim.column, list(table.columns))}")
             for side in (claim.left, claim.right):
                 if side.table is None and side.method not in table.names:
                     raise UserError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, table.names)}")

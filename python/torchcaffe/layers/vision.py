@@ -132,7 +132,8 @@ class Convolving(Windowed):
         return tops
 
 
-def _taken(x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
+def taken(x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
+    """One pixel of each stride in x (N, C, H, W), times a factor per channel (1, C, 1, 1)."""
     return channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
 
 
@@ -147,7 +148,7 @@ class _Subsample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
         ctx.shape, ctx.stride = x.shape, stride
         ctx.save_for_backward(factor)
-        return _taken(x, stride, factor)
+        return taken(x, stride, factor)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
@@ -167,7 +168,7 @@ class _Fork(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> tuple[Tensor, Tensor]:
         ctx.stride = stride
         ctx.save_for_backward(factor)
-        return x.view_as(x), _taken(x, stride, factor)
+        return x.view_as(x), taken(x, stride, factor)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[Tensor, None, None]:
@@ -326,13 +327,17 @@ class Pool:
             index = row * x.shape[3] + column
         return self._fitted(y, sizes, torch.finfo(torch.float32).min), self._fitted(index, sizes, -1)
 
+    def takes_all(self, shape: Sequence[int]) -> bool:
+        """Whether the one window is the image."""
+        return self.kernel == tuple(shape[2:]) and not any(self.pad)
+
     def average(self, x: Tensor) -> Tensor:
         """The mean of each window, cut off where the padding ends: padding counts in the divisor, what lies beyond does not.
 
         A window that begins where the image ends gives 0 / 0.
         """
         sizes = self.sizes(x.shape[2:])
-        if self.kernel == tuple(x.shape[2:]) and not any(self.pad):
+        if self.takes_all(x.shape):
             mean: Tensor = _Mean.apply(x)
             return mean
         padded, pad = self._padded(x, 0)
@@ -385,8 +390,13 @@ class Pooling(Layer):
         self.require(min(sizes) > 0, f"the kernel {self.pool.kernel} does not fit into the bottom of shape {x}")
         return [(*x[:2], *sizes)] * max(len(self.param.top), 1)
 
+    @property
+    def averages(self) -> bool:
+        """Whether the top holds means."""
+        return self.param.pooling_param.pool == caffe_pb2.PoolingParameter.AVE
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        if self.param.pooling_param.pool == caffe_pb2.PoolingParameter.AVE:
+        if self.averages:
             return self.pool.average(x)
         y, index = self.pool.maximum(x)
         return [y, index.to(x.dtype)] if len(self.param.top) > 1 else y

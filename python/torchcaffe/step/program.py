@@ -179,8 +179,7 @@ class Program:
                 continue
             bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
             kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
-            with nullcontext() if op.learns else torch.no_grad():
-                op.store(self.compute(op, bottoms), tops)
+            op.store(self.perform(op, bottoms), tops)
             for name, weight in self.losses.get(op, {}).items():
                 term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
                 loss = term if loss is None else loss + term
@@ -189,6 +188,11 @@ class Program:
                     tops.pop(name, None)
             tops.update(kept)
         return loss
+
+    def perform(self, op: Operation, bottoms: list[Tensor]) -> Tops:
+        """The tops of an operation in a pass, with what gradients() will need."""
+        with nullcontext() if op.learns else torch.no_grad():
+            return self.compute(op, bottoms)
 
     def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops:
         """The tops of an operation in the net's precision."""

@@ -155,9 +155,9 @@ def test_a_product_with_every_weight_in_its_places_is_the_convolution(tmp_path, 
     dy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     dx, dweight = torch.autograd.grad(y, [x, weight], dy)
     rows, matrix = product.rows(x.detach()), product.matrix(weight.detach())
-    torch.testing.assert_close(product.images(torch.addmm(product.bias(bias.detach()), rows, matrix)), y.detach())
+    torch.testing.assert_close(product.tops(torch.addmm(product.bias(bias.detach()), rows, matrix)), y.detach())
     torch.testing.assert_close(product.gradient(rows, product.rows(dy)), dweight)
-    torch.testing.assert_close(product.bottoms(product.rows(dy), matrix), dx)
+    torch.testing.assert_close(product.bottoms(product.rows(dy) @ matrix.t()), dx)
 
 
 def test_large_nets_are_computed_as_ever(tmp_path):

@@ -206,7 +206,9 @@ class Convolution(Convolving):
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         group = self.param.convolution_param.group
         if self.subsamples and bias is None and not weight.requires_grad:
-            y: Tensor = _Subsample.apply(channels_last(x), self.stride, weight.reshape(1, -1, 1, 1))
+            high, wide = self.stride
+            x, factor = channels_last(x), weight.reshape(1, -1, 1, 1)
+            y: Tensor = _Subsample.apply(x, (high, wide), factor) if x.requires_grad else taken(x, (high, wide), factor)
             return y
         x = channels_last(x)
         if self.sums_its_bias(x, bias):
@@ -338,7 +340,7 @@ class Pool:
         """
         sizes = self.sizes(x.shape[2:])
         if self.takes_all(x.shape):
-            mean: Tensor = _Mean.apply(x)
+            mean: Tensor = _Mean.apply(x) if x.requires_grad else x.mean((2, 3), keepdim=True)
             return mean
         padded, pad = self._padded(x, 0)
         if all((n - 1) * s < size + p for n, s, size, p in zip(sizes, self.stride, x.shape[2:], self.pad, strict=True)):

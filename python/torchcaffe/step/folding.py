@@ -129,7 +129,7 @@ class FoldedDense(Folded):
     def fused(self, x: Tensor, other: Tensor | None = None, relu: bool = True) -> Tensor | None:
         if self.convolution.context.traced:
             return None
-        y = self.dense.images(torch.addmm(self.row, self.dense.rows(x), self.matrix))
+        y = self.dense.tops(torch.addmm(self.row, self.dense.rows(x), self.matrix))
         if other is not None:
             y.add_(other)
         return F.relu_(y) if relu else y

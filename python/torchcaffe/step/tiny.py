@@ -173,8 +173,8 @@ def _dense(op: Operation, layer: Convolution, dense: Dense) -> Form:
             dy = dense.rows(dtops[0])
             found = [dense.gradient(x, dy) if need[0] else None,
                      column_sums(rows(dtops[0])).to(dy.dtype) if bias and need[1] else None]
-            return [None if stop else dense.bottoms(dy, matrix)], [d for d, want in zip(found, need, strict=False) if want]
-        return dense.images(torch.addmm(dense.bias(bias[0]), x, matrix) if bias else torch.mm(x, matrix)), back
+            return [None if stop else dense.bottoms(torch.mm(dy, matrix.t()))], [d for d, want in zip(found, need, strict=False) if want]
+        return dense.tops(torch.addmm(dense.bias(bias[0]), x, matrix) if bias else torch.mm(x, matrix)), back
     return form
 
 
@@ -227,7 +227,7 @@ def _rectified(bottoms: list[Tensor]) -> tuple[Tops, Back]:
 def _multiplied(op: Operation, layer: InnerProduct, bottoms: list[Tensor]) -> tuple[Tops, Back]:
     """InnerProduct with a bias."""
     (weight, bias), (x,), need = layer.params, bottoms, op.nodes[0].param_need
-    flat = x.reshape(len(x), layer.size)
+    flat = x.reshape(x.shape[0], layer.size)
 
     def back(dtops: Gradients) -> tuple[Gradients, Gradients]:
         dy, = dtops

@@ -88,6 +88,21 @@ def test_a_run_that_was_cut_and_resumed_ends_with_the_same_bytes(tmp_path):
         assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("shape", [(8, 3, 12, 12), (5, 3, 8, 8)])
+def test_inputs_of_another_shape_are_computed_as_they_are(tmp_path, shape):
+    path, ends = write_solver(tmp_path, resnet8(), base_lr=0.01), []
+    for fast in (True, False):
+        solver = solver_of(path, fast=fast)
+        solver.step(1)
+        solver.net.blobs["data"].reshape(*shape)
+        solver.net.blobs["label"].reshape(shape[0])
+        solver.net.reshape()
+        feed(solver.net, classes=3)
+        solver.step(3)
+        ends.append(parameters(solver.net))
+    assert max(np.abs(ends[0][key] - ends[1][key]).max() for key in ends[0]) < 2e-4
+
+
 # -- threads ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("text", "is_one"), [
     (resnet8(batch=32), True), (resnet8(batch=256), True), (resnet8(batch=257), False), (resnet8(batch=32, size=32), False), (MLP, True),

@@ -265,7 +265,7 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
 
 def is_little(shape: Sequence[int]) -> bool:
     """Whether normalise_little() takes tensors of this shape: few numbers in all, in images of more than one pixel, but not of many."""
-    return prod(shape) <= LITTLE and 1 < prod(shape[2:]) <= PLANE
+    return 0 < prod(shape) <= LITTLE and 1 < prod(shape[2:]) <= PLANE
 
 
 def normalise_little(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float,
@@ -287,6 +287,7 @@ def normalise_little(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean
         found = torch.ops.aten.native_batch_norm_backward.default(d, c, weight, None, None, middle, deviation, True, eps, wanted)
         return [value if want else None for value, want in zip(found, wanted, strict=True)]
     return y, gradients
+
 
 def little(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, relu: bool) -> Tensor:
     """normalise_little() with gradients by autograd."""

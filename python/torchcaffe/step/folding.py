@@ -127,7 +127,7 @@ class FoldedDense(Folded):
         self.matrix, self.row = self.dense.matrix(self.weight), self.dense.bias(self.bias)
 
     def fused(self, x: Tensor, other: Tensor | None = None, relu: bool = True) -> Tensor | None:
-        if self.convolution.context.traced:
+        if self.convolution.context.traced or x.shape[1:] != self.dense.bottom:
             return None
         y = self.dense.tops(torch.addmm(self.row, self.dense.rows(x), self.matrix))
         if other is not None:

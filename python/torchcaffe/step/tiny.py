@@ -91,7 +91,7 @@ def _form(op: Operation) -> Form:
     """How an operation that learns is called: without autograd where that is known."""
     node, layer = op.nodes[0], op.nodes[0].layer
     if isinstance(layer, BatchNorm) and len(op.nodes) > 1 and layer.is_little(node.bottoms[0].shape):
-        return partial(_normalised, op, layer)
+        return _for_its_shape(op, partial(_normalised, op, layer))
     if layer.type == "Split":
         return partial(_forked, op, op.run.args[0]) if isinstance(op.run, partial) else _split(len(op.tops))
     if op.run is padded_sum:
@@ -99,7 +99,7 @@ def _form(op: Operation) -> Form:
     if len(op.nodes) > 1:
         return partial(_by_autograd, op)
     if isinstance(layer, Convolution) and layer.channel_axis == 1 and len(op.bottoms) == 1 and not layer.subsamples:
-        return _dense(op, layer, Dense(node)) if is_dense(node) else partial(_convolved, op, layer)
+        return _for_its_shape(op, _dense(op, layer, Dense(node))) if is_dense(node) else partial(_convolved, op, layer)
     if isinstance(layer, Eltwise) and layer.is_plain_sum and len(op.bottoms) == 2:
         return partial(_summed, layer)
     if is_plain_relu(node):
@@ -107,10 +107,16 @@ def _form(op: Operation) -> Form:
     if isinstance(layer, InnerProduct) and layer.is_plain:
         return partial(_multiplied, op, layer)
     if isinstance(layer, Pooling) and layer.averages and layer.pool.takes_all(node.bottoms[0].shape):
-        return _averaged
+        return _for_its_shape(op, _averaged)
     if isinstance(layer, SoftmaxWithLoss):
         return partial(_classified, layer)
     return partial(_by_autograd, op)
+
+
+def _for_its_shape(op: Operation, form: Form) -> Form:
+    """A form that is right for bottoms of the shape the net was built with: somebody may have given it other inputs since."""
+    shape = op.nodes[0].bottoms[0].shape
+    return lambda bottoms: form(bottoms) if bottoms[0].shape == shape else _by_autograd(op, bottoms)
 
 
 def _by_autograd(op: Operation, bottoms: list[Tensor]) -> tuple[Tops, Back]:

@@ -364,7 +364,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The measurement as tables and text."""
     runs = result["runs"]
     turns = ("200 iterations from records on the device (10 layer by layer)" if result["device"] == "gpu"
-             else "two iterations (one of the wide net, 20 of digits)")
+             else "two iterations (one of the wide net)")
+    digits = ", of digits 20, batch 32 of 1x8x8" if any(dataset(name) == "digits" for run in runs for name in run["nets"]) else ""
     data, pairs = [row for run in runs for row in data_rows(run)], runs[0]["pairs"]
     threads = list(thread_rows(runs)) if result["device"] == "cpu" else []
     convolutions = [row for run in runs for row in convolution_rows(run)]
@@ -380,7 +381,7 @@ def markdown(result: dict[str, Any]) -> str:
         *([common.table(["threads", "records", "data layer's share of a ResNet-8's iteration: median (quartiles)", "bar"], *data)]
           if data else []),
         common.rate_table(result), *(f"{line}\n" for line in missing),
-        common.evidence(result, f"{pairs} turns of {turns}, batch {BATCH} of 3x32x32, of digits 32 of 1x8x8, float32")])
+        common.evidence(result, f"{pairs} turns of {turns}, batch {BATCH} of 3x32x32{digits}, float32")])
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

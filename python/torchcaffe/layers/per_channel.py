@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchcaffe.layers.layout import channels_last, is_channels_last
+
 BLOCK = 256                            # rows whose sum is float32
 PART = 2**19                           # numbers for each thread that several operations take in turn, so that caches hold them
 WIDE = 256                             # numbers in a row from which on the cost of starting rows no longer counts
@@ -210,11 +212,13 @@ class _NormaliseLittle(torch.autograd.Function):
                 relu: bool) -> Tensor:
         y, ctx.gradients = normalise_little(x, weight, bias, mean, variance, eps, relu)
         ctx.save_for_backward(y if relu else None)          # which ctx itself must not hold: it belongs to y
+        ctx.is_last = is_channels_last(x)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ctx.gradients(ctx.saved_tensors[0], dy, ctx.needs_input_grad[:3]), None, None, None, None)
+        dx, *others = ctx.gradients(ctx.saved_tensors[0], dy, ctx.needs_input_grad[:3])
+        return (channels_last(dx) if dx is not None and ctx.is_last else dx, *others, None, None, None, None)
 
 
 class _Affine(torch.autograd.Function):

@@ -47,16 +47,18 @@ EXPERIMENT = Experiment(kd, DATASETS["cifar10"], ResNet(14), TEACHER, options=Op
 
 
 # -- nets --------------------------------------------------------------------------------------------------------------------
-def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BATCH, folder: Path | None = None) -> caffe_pb2.NetParameter:
+def net_message(student: ResNet, teacher: ResNet | None = None, batch: int = BATCH, folder: Path | None = None,
+                dataset: str = "cifar10") -> caffe_pb2.NetParameter:
     """The training net of a ResNet, alone or under a teacher, fed by Input layers "data" and "label", or with the same from `folder`.
 
     There an LMDB is written of the one batch, which a GPU keeps: from Input layers, which a script may write, it fetches every batch.
+    Images have the shape of the data set's.
     """
-    x = replace(EXPERIMENT, student=student, teacher=teacher and replace(TEACHER, network=teacher))
+    x = replace(EXPERIMENT, dataset=DATASETS[dataset], student=student, teacher=teacher and replace(TEACHER, network=teacher))
     whole = nets.kd_net(x, iterations=1000) if teacher else nets.plain_net(x)
     net = caffe_pb2.NetParameter(name=whole.name)
     if folder:
-        split = Split(*record_bytes(batch))
+        split = Split(*record_bytes(batch, x.dataset.shape))
         write_dataset(folder / "batch", {"train": split, "test": split}, split.mean(), {"dataset": "noise"}, silent)
         net.layer.add(name="data", type="Data", top=["data", "label"], transform_param={"mean_value": [MEAN], "scale": SCALE},
                       data_param={"source": str(folder / "batch/train_lmdb"), "backend": "LMDB", "batch_size": batch})
@@ -93,22 +95,22 @@ def solver(net: caffe_pb2.NetParameter, folder: Path, fast: bool = True, compile
     return result
 
 
-def record_bytes(batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise images (batch, 3, 32, 32) of bytes and labels (batch), the same each time."""
+def record_bytes(batch: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Noise images (batch, *shape) of bytes and labels (batch), the same each time."""
     random = np.random.default_rng(0)
-    return random.integers(0, 256, (batch, 3, 32, 32), np.uint8), random.integers(0, 10, batch).astype(np.int32)
+    return random.integers(0, 256, (batch, *shape), np.uint8), random.integers(0, 10, batch).astype(np.int32)
 
 
-def records(batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
+def records(batch: int = BATCH, shape: tuple[int, ...] = (3, 32, 32)) -> tuple[np.ndarray, np.ndarray]:
     """The same as a net sees them: numbers from -2 to 2."""
-    images, labels = record_bytes(batch)
+    images, labels = record_bytes(batch, shape)
     return (images.astype(np.float32) - MEAN) * SCALE, labels.astype(np.float32)
 
 
 def feed(net: Any) -> None:
     """Fill the Input layers, if there are any."""
     if net.inputs:
-        net.blobs["data"].data[...], net.blobs["label"].data[...] = records(net.blobs["data"].shape[0])
+        net.blobs["data"].data[...], net.blobs["label"].data[...] = records(net.blobs["data"].shape[0], net.blobs["data"].shape[1:])
 
 
 def require_recorded(trained: Any) -> None:

@@ -45,10 +45,10 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """He et al.'s CIFAR net of depth 6n + 2."""
 
-    def __init__(self, depth: int, widths: tuple[int, int, int] = (16, 32, 64), classes: int = 10):
+    def __init__(self, depth: int, widths: tuple[int, int, int] = (16, 32, 64), classes: int = 10, channels: int = 3):
         super().__init__()
         n, before = (depth - 2) // 6, widths[0]
-        self.first = Unit(3, before)
+        self.first = Unit(channels, before)
         self.units = {"first_conv": self.first}              # by the names of hintkd's nets
         self.blocks = nn.Sequential()
         for group, width in enumerate(widths):
@@ -74,7 +74,7 @@ class ResNet(nn.Module):
 
 
 def training_step(student: ResNet, teacher: ResNet | None, images: Tensor, labels: Tensor, compiled: bool = False) -> Callable[[], Tensor]:
-    """A function that trains for one iteration on the batch, (n, 3, 32, 32) and (n,), and returns its loss.
+    """A function that trains for one iteration on the batch, (n, channels, height, width) and (n,), and returns its loss.
 
     It runs where the images are; `compiled`: what comes before the update is compiled by torch.compile.
     """

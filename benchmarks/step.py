@@ -34,11 +34,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import common
 import handwritten
 from common import BATCH, ROOT, seconds
+from hintkd.experiment import DATASETS
 from hintkd.nets import stages as nets
 from hintkd.nets.resnet import ResNet
 
-NETS = {"resnet8": (ResNet(8), None), "resnet8-wide": (ResNet(8, common.WIDE), None), "resnet14-kd": (ResNet(14), ResNet(26))}
-TITLES = {"resnet8": "ResNet-8", "resnet8-wide": "ResNet-8 {64, 128, 256}", "resnet14-kd": "ResNet-14, KD from a ResNet-26"}
+TINY = (4, 8, 16)
+NETS = {"resnet8": (ResNet(8), None), "resnet8-wide": (ResNet(8, common.WIDE), None), "resnet14-kd": (ResNet(14), ResNet(26)),
+        "digits": (ResNet(8, TINY), None), "digits-kd": (ResNet(8, TINY), ResNet(20, TINY))}
+TITLES = {"resnet8": "ResNet-8", "resnet8-wide": "ResNet-8 {64, 128, 256}", "resnet14-kd": "ResNet-14, KD from a ResNet-26",
+          "digits": "digits: ResNet-8 {4, 8, 16}", "digits-kd": "digits: the same, KD from a ResNet-20"}
 WAYS = {"hand": "by hand", "step": "step", "hand-compiled": "by hand, compiled", "compiled": "step, compiled", "layers": "layer by layer",
         "looked": "layer by layer, all blobs looked at", "caffe": "real Caffe"}
 SLOW = {"layers", "looked", "caffe"}                         # not measured on the wide net unless asked for
@@ -47,15 +51,22 @@ KD = "resnet14-kd"
 # (way, what it is compared with, net or None for all) -> at most so many times
 BARS = {("step", "hand", "resnet8"): 1.0, ("step", "hand", "resnet8-wide"): 1.0, ("step", "hand", KD): 0.95,
         ("compiled", "hand-compiled", None): 1.0, ("compiled", "hand", KD): 0.85,
-        ("layers", "hand", None): 1.5, ("looked", "hand", None): 2.0}
-SHARE_BAR, DATA_BAR = 0.55, 0.05
+        ("layers", "hand", None): 1.5, ("looked", "hand", None): 2.0,
+        ("step", "hand", "digits"): 1.0, ("step", "hand", "digits-kd"): 1.0,
+        ("step", "caffe", "digits"): 1.2, ("step", "caffe", "digits-kd"): 1.2}
+SHARE_BAR, DATA_BAR, THREADS_BAR = 0.55, 0.05, 1.05
 
 
 def iterations(name: str, way: str) -> int:
     """How many in a turn: on a GPU so many that what a call costs besides, which training pays once in thousands, does not count."""
     if common.on_gpu():
         return 200 if way in WHOLE else 10
-    return 1 if name == "resnet8-wide" else 2
+    return {"resnet8-wide": 1, "digits": 20, "digits-kd": 20}.get(name, 2)
+
+
+def dataset(name: str) -> str:
+    """Whose shape of image and size of batch a net has."""
+    return "digits" if name.startswith("digits") else "cifar10"
 
 
 # -- the ways ----------------------------------------------------------------------------------------------------------------
@@ -66,8 +77,9 @@ def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executabl
     Beside them, by way, the solvers of those that have one.
     """
     student, teacher = NETS[name]
-    message = common.net_message(student, teacher, folder=folder if common.on_gpu() else None)
-    images, labels = common.records()
+    data = DATASETS[dataset(name)]
+    message = common.net_message(student, teacher, data.batch, folder if common.on_gpu() else None, data.name)
+    images, labels = common.records(data.batch, data.shape)
     solvers: dict[str, Any] = {}
 
     def caffe_step(way: str, fast: bool, compiled: bool = False) -> Any:
@@ -76,9 +88,9 @@ def ways(name: str, folder: Path, wanted: list[str], python: str = sys.executabl
         return solvers[way]
 
     def by_hand(compiled: bool = False) -> Callable[[], torch.Tensor]:
-        mine = handwritten.ResNet(student.depth, student.widths)
+        mine = handwritten.ResNet(student.depth, student.widths, channels=data.channels)
         mine.load(first.net.params)
-        theirs = handwritten.ResNet(teacher.depth, teacher.widths) if teacher else None
+        theirs = handwritten.ResNet(teacher.depth, teacher.widths, channels=data.channels) if teacher else None
         if theirs is not None:
             theirs.load(first.net.params, "teacher/")
         device = first.net.context.device
@@ -200,7 +212,8 @@ def measure_net(name: str, wanted: list[str], pairs: int, python: str = sys.exec
             function(3)
             if way in WHOLE & solvers.keys():
                 common.require_recorded(solvers[way])
-        net = common.solver(common.net_message(*NETS[name]), Path(folder)).net
+        data = DATASETS[dataset(name)]
+        net = common.solver(common.net_message(*NETS[name], data.batch, dataset=data.name), Path(folder)).net
         moved, work = common.traffic(net), common.operations(lambda: functions["hand"](1))
         known = {rate: found for rate, found in common.rates().items() if rate != "copy"}
         order, ms, measured = list(functions), {way: list[float]() for way in functions}, {rate: list[float]() for rate in known}
@@ -303,8 +316,9 @@ def iteration_rows(run: dict[str, Any]) -> Iterator[list[str]]:
     """One row for each net and way."""
     for name, net in run["nets"].items():
         total = sum(net["operations"].values())
-        least = common.floors(net["operations"], net["moved"], {**{rate: median(values) for rate, values in net["rates"].items()},
+        floor = common.floors(net["operations"], net["moved"], {**{rate: median(values) for rate, values in net["rates"].items()},
                                                                 "copy": run["rates"]["copy"]})
+        least = " + ".join(f"{floor[what]:.0f}" if floor[what] >= 1 else f"{floor[what]:.2f}" for what in ("arithmetic", "memory"))
         for way in net["ms"]:
             shares = [median(total / (1e-3 * t) / rate for t, rate in zip(net["ms"][way], measured, strict=True))
                       for measured in (net["rates"]["sgemm"], net["rates"]["conv"])]
@@ -312,16 +326,30 @@ def iteration_rows(run: dict[str, Any]) -> Iterator[list[str]]:
             share = f"{shares[1]:.0%}"
             if name == "resnet8" and way == "step":
                 share = common.verdict(shares[1] >= SHARE_BAR, f"{share}, at least {SHARE_BAR:.0%}")
-            yield [TITLES[name], str(run["threads"]), WAYS[way], f"{median(net['ms'][way]):.1f}", judged, bars(name, net, way),
-                   f"{shares[0]:.0%}", share, f"{least['arithmetic']:.0f} + {least['memory']:.0f}"]
+            yield [TITLES[name], str(run["threads"]), WAYS[way], milliseconds(median(net["ms"][way])), judged, bars(name, net, way),
+                   f"{shares[0]:.0%}", share, least]
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def thread_rows(runs: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """What more threads make of a step.  Tiny nets have one thread whatever they are given, so that the ratio is 1 but for noise."""
+    one = next((run for run in runs if run["threads"] == 1), None)
+    for run in runs:
+        for name, net in run["nets"].items() if one and run is not one else ():
+            if "step" in net["ms"] and "step" in one["nets"].get(name, {}).get("ms", {}):
+                value = median(net["ms"]["step"]) / median(one["nets"][name]["ms"]["step"])
+                yield [TITLES[name], str(run["threads"]), f"{value:.2f}", common.verdict(value <= THREADS_BAR, f"{THREADS_BAR:.2f}")]
 
 
 def convolution_rows(run: dict[str, Any]) -> Iterator[list[str]]:
     """How much of a step the calls of convolutions are: what no way of calling them saves."""
     for name, net in run["nets"].items():
-        if "convolutions" in net:
+        if any(net.get("convolutions", [])):                 # tiny nets have products of matrices in their place
             alone, whole, hand = (median(times) for times in (net["convolutions"], net["ms"]["step"], net["ms"]["hand"]))
-            yield [TITLES[name], str(run["threads"]), f"{alone:.1f}", f"{alone / whole:.0%}", f"{alone / hand:.2f}"]
+            yield [TITLES[name], str(run["threads"]), milliseconds(alone), f"{alone / whole:.0%}", f"{alone / hand:.2f}"]
 
 
 def data_rows(run: dict[str, Any]) -> Iterator[list[str]]:
@@ -337,7 +365,9 @@ def markdown(result: dict[str, Any]) -> str:
     runs = result["runs"]
     turns = ("200 iterations from records on the device (10 layer by layer)" if result["device"] == "gpu"
              else "two iterations (one of the wide net)")
+    digits = ", of digits 20, batch 32 of 1x8x8" if any(dataset(name) == "digits" for run in runs for name in run["nets"]) else ""
     data, pairs = [row for run in runs for row in data_rows(run)], runs[0]["pairs"]
+    threads = list(thread_rows(runs)) if result["device"] == "cpu" else []
     convolutions = [row for run in runs for row in convolution_rows(run)]
     missing = sorted({f"Not measured: {WAYS[way]}, because {why}." for run in runs for way, why in run["missing"].items()})
     if pairs < 25:
@@ -347,10 +377,11 @@ def markdown(result: dict[str, Any]) -> str:
                       "of the convolution", "floor: ms of arithmetic + of memory"], *(row for run in runs for row in iteration_rows(run))),
         *([common.table(["net", "threads", "ms in calls of convolutions", "of the step", "times by hand"], *convolutions)]
           if convolutions else []),
+        *([common.table(["net", "threads", "step: times that of one thread", "bar: at most"], *threads)] if threads else []),
         *([common.table(["threads", "records", "data layer's share of a ResNet-8's iteration: median (quartiles)", "bar"], *data)]
           if data else []),
         common.rate_table(result), *(f"{line}\n" for line in missing),
-        common.evidence(result, f"{pairs} turns of {turns}, batch {BATCH} of 3x32x32, float32")])
+        common.evidence(result, f"{pairs} turns of {turns}, batch {BATCH} of 3x32x32{digits}, float32")])
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

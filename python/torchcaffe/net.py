@@ -19,7 +19,7 @@ from torch import Tensor
 from torchcaffe import formats, glog, settings
 from torchcaffe.batches import Batches
 from torchcaffe.errors import CaffeError, CaffeKeyError, CaffeRuntimeError, CaffeTypeError, CaffeValueError
-from torchcaffe.graph import debug
+from torchcaffe.graph import debug, work
 from torchcaffe.graph import filter as graph
 from torchcaffe.graph.blob import Blob
 from torchcaffe.graph.build import Graph, Node, build, check_differentiable
@@ -135,12 +135,13 @@ class Net(Batches):
     def _forward(self, start: int, end: int) -> float:
         """Run layers start..end (indices, both included) and return their loss: the sum of tops times their diffs' loss weights."""
         loss = 0.0
-        for index in range(start, end + 1):
-            self._call("before_forward", index)
-            loss += self._forward_layer(index)
-            if self.debug_info:
-                debug.forward(self.graph, index)
-            self._call("after_forward", index)
+        with work.on_its_threads(self.graph):
+            for index in range(start, end + 1):
+                self._call("before_forward", index)
+                loss += self._forward_layer(index)
+                if self.debug_info:
+                    debug.forward(self.graph, index)
+                self._call("after_forward", index)
         self.flush()
         return loss
 
@@ -213,13 +214,14 @@ class Net(Batches):
             with self.located():
                 check_differentiable(self.graph)
             self._differentiable = True
-        for index in range(start, end - 1, -1):
-            self._call("before_backward", index)
-            if self.graph.nodes[index].need_backward:
-                self._backward_layer(index)
-                if self.debug_info:
-                    debug.backward(self.graph, index)
-            self._call("after_backward", index)
+        with work.on_its_threads(self.graph):
+            for index in range(start, end - 1, -1):
+                self._call("before_backward", index)
+                if self.graph.nodes[index].need_backward:
+                    self._backward_layer(index)
+                    if self.debug_info:
+                        debug.backward(self.graph, index)
+                self._call("after_backward", index)
         if self.debug_info and (start, end) == (len(self.layers) - 1, 0):
             debug.all_parameters(self.graph)
         self.flush()

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torchcaffe import glog
 
 WEYL = 0x9E3779B97F4A7C15 - 2**64                                       # as signed 64-bit integers, which is what torch has
+FEW = 2**12                                                             # for which numpy's operations cost a third of torch's
 MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
@@ -48,11 +50,13 @@ class Streams:
         `index` may lie in device memory, as a tensor of one int64: nothing is drawn on the host, so that a captured pass can draw.
         Number i of a pass is hash(hash(key, pass), i), with the finishing steps of SplitMix64 as the hash (Steele et al. 2014).
         """
-        key = self._key(purpose, layer, 0) % 2**63
-        now, numbers = torch.as_tensor(index, dtype=torch.int64, device=device), torch.arange(prod(shape), device=device)
+        key, count = self._key(purpose, layer, 0) % 2**63, prod(shape)
+        if isinstance(index, int) and count <= FEW and torch.device(device).type == "cpu":
+            few = _drawn(np.arange(count), np.array([index]), key=key).astype(np.float32)
+            return torch.from_numpy(few).mul_(2.0**-24).reshape(tuple(shape))
+        now, numbers = torch.as_tensor(index, dtype=torch.int64, device=device), torch.arange(count, device=device)
         drawn = (_kernel() if numbers.is_cuda else None) or _drawn
         return drawn(numbers, now, key=key).to(torch.float32).mul_(2.0**-24).reshape(tuple(shape))
-
 
     def order(self, purpose: str, layer: str, index: Tensor, count: int) -> Tensor:
         """0 to count - 1 in an order for each pass in `index` (m,), the same on every device: (m, count) int64.
@@ -64,12 +68,12 @@ class Streams:
         return mixed(numbers * WEYL + mixed(index[:, None] * WEYL + key)).argsort(dim=1, stable=True)
 
 
-def _drawn(numbers: Tensor, now: Tensor, key: int) -> Tensor:
-    """24 bits for each number of a pass, as int64."""
+def _drawn(numbers: Any, now: Any, key: int) -> Any:
+    """24 bits for each number of a pass, as int64; all of them tensors, or arrays."""
     return (mixed(numbers * WEYL + mixed(now * WEYL + key)) >> 40) & 0xFFFFFF
 
 
-def mixed(z: Tensor) -> Tensor:
+def mixed(z: Any) -> Any:
     """Each int64 scrambled; products wrap around, and shifts bring in zeros."""
     for shift, factor in MIX:
         z = (z ^ ((z >> shift) & (1 << (64 - shift)) - 1)) * factor

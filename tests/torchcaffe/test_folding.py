@@ -178,7 +178,7 @@ def by_cudnn(monkeypatch):
 @pytest.mark.parametrize("refuses", [False, True])
 def test_cudnn_s_fused_convolutions_are_given_what_they_take_and_may_refuse(tmp_path, by_cudnn, refuses, capfd):
     path = tmp_path / "net.prototxt"
-    path.write_text(resnet8(batch=4))
+    path.write_text(resnet8(batch=4, size=32))              # no images so small that cuDNN is not asked
     net = single(path)
     expected = {name: array.copy() for name, array in net.forward(blobs=["g0", "g1", "g2", "fc"]).items()}
     program = Program(net)

@@ -61,7 +61,8 @@ def test_batch_normalisation_is_right_in_a_net(shape, tmp_path):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", INPUTS)
-@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (96, 7, 9, 5), (4096, 10), (100, 3, 1111), (1, 2, 300, 301), (20, 5, 6, 7, 8)])
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (96, 7, 9, 5), (4096, 10), (100, 3, 1111), (1, 2, 300, 301), (20, 5, 6, 7, 8),
+                                   (32, 4, 8, 8), (60, 1, 32, 32), (32, 16, 2, 2), (4, 3, 2, 1)])
 def test_batch_normalisation_and_scale(shape, kind, layout, device):
     layer = make("BatchNorm", shape, dtype=torch.float32, device=device)
     x, dy = (LAYOUTS[layout](t).to(device).requires_grad_() for t in (numbers(kind, *shape), gradient(*shape)))

@@ -30,7 +30,7 @@ def train(path, iterations, classes=10):
 @pytest.fixture
 def together(monkeypatch):
     """Call it, and layers leave their statistics to the pass, as on a GPU."""
-    return lambda: monkeypatch.setattr(statistics, "collects", lambda device: True)
+    return lambda: monkeypatch.setattr(statistics, "collects", lambda node: True)
 
 
 def is_equal(one, other):

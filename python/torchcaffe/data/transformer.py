@@ -69,11 +69,10 @@ class Transformer:
         if self._mean is not None:
             mean = self._mean = self._mean.to(images.device)
         if self.mirror or (self.crop and self.training):
-            places = self._places(draws, height, width, high, wide)
-            images = images.reshape(count, channels, -1).gather(2, places.expand(-1, channels, -1))
+            places = self._places(draws, height, width, high, wide).expand(-1, channels, -1)
             if mean is not None and self._mean_file:
-                mean = mean.reshape(1, channels, -1).expand(count, -1, -1).gather(2, places.expand(-1, channels, -1))
-                mean = mean.reshape(count, channels, high, wide)
+                images, mean = images - mean, None           # before the window is cut, so that it is cut out of one and not of both
+            images = images.reshape(count, channels, -1).gather(2, places)
         else:
             top, left = (height - high) // 2, (width - wide) // 2
             images = images[:, :, top:top + high, left:left + wide]

@@ -37,6 +37,12 @@ class InnerProduct(Layer):
         self.require(size == self.size, f"has weights for vectors of {self.size} numbers, but the bottom of shape {x} gives {size}")
         return [(*self.kept, p.num_output)]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has a bias, and a vector for each item."""
+        p = self.param.inner_product_param
+        return p.bias_term and not p.transpose and len(self.kept) == 1
+
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.params[0], self.params[1] if len(self.params) > 1 else None
         x = x.reshape(*x.shape[:len(self.kept)], self.size)                    # the items of several nets may come together

@@ -6,6 +6,7 @@ stored as floats, one for each prediction; no gradient goes to them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from math import prod
 from typing import Any, ClassVar
 
@@ -122,6 +123,18 @@ class SoftmaxWithLoss(ClassLoss):
         index, counted, divisor = self.labels_and_divisor(labels)
         logs = _AtLeast.apply(self.by_class(F.log_softmax(x, self.along)).gather(1, index), math.log(FLT_MIN))
         return (logs if counted is None else logs.where(counted, 0)).sum() / -divisor
+
+    def with_gradient(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The loss, and what gives the gradient of x from the loss's, without autograd."""
+        index, counted, divisor = self.labels_and_divisor(labels)
+        logs = self.by_class(F.log_softmax(x, self.along))
+        chosen = logs.gather(1, index).clamp_min(math.log(FLT_MIN))
+
+        def gradient(dy: Tensor) -> Tensor:
+            dx = logs.exp()
+            dx.scatter_add_(1, index, torch.full(index.shape, -1, dtype=dx.dtype))
+            return dx.mul_(dy / divisor if counted is None else counted * (dy / divisor)).reshape(x.shape)
+        return (chosen if counted is None else chosen.where(counted, 0)).sum() / -divisor, gradient
 
 
 @layer("InfogainLoss")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaffe.layers.base import Layer, Shape, layer
-from torchcaffe.layers.per_channel import affine, normalise
+from torchcaffe.layers.per_channel import affine, is_little, little, normalise
 from torchcaffe.proto import caffe_pb2
 
 
@@ -60,24 +60,47 @@ class BatchNorm(Layer):
         if self.stored:
             y = self._by_stored(x, weight, bias)
             return F.relu_(y) if relu else y
-        mean, variance, factor = (p.detach() for p in self.params)
         count = x.numel() // self.channels
         if self.batch and x.device.type == "cuda":           # its kernels leave the statistics where they are collected
             y = torch.batch_norm(x, weight, bias, *self.batch, True, 1.0, self.eps, True)
             if count == 1:                                   # one value per channel: 0 / 0 there, 0 in Caffe
                 self.batch[1].data.zero_()                   # unseen by autograd, which keeps it for gradients by stored statistics
             return y.relu_() if relu else y
+        if self.is_little(x.shape):
+            found = self.room()
+            y = little(x, weight, bias, *found, self.eps, relu)
+            self.add(*found)
+            return y
         y, batch_mean, batch_variance = normalise(x, weight, bias, self.eps, relu, own, own_gradient, self.context.traced)
         unbiased = count / max(count - 1, 1)
         if self.batch:
             self.batch[0].copy_(batch_mean)
             self.batch[1].copy_(batch_variance * unbiased)
-            return y
-        torch._foreach_mul_([mean, variance, factor], self.fraction)
-        mean.add_(batch_mean)
-        variance.add_(batch_variance, alpha=unbiased)
-        factor.add_(1)
+        else:
+            self.add(batch_mean, batch_variance, unbiased)
         return y
+
+    def is_little(self, shape: Shape) -> bool:
+        """Whether per_channel.normalise_little computes the layer for a bottom of this shape."""
+        context = self.context
+        return is_little(shape) and not self.stored and context.device.type == "cpu" and context.precision == "fp32" and not context.traced
+
+    def room(self) -> tuple[Tensor, Tensor]:
+        """Zeros for a batch's mean and variance, which add() takes."""
+        if self.batch:
+            return self.batch
+        mean, variance = torch.zeros(2, self.channels, dtype=self.context.dtype)
+        return mean, variance
+
+    def add(self, batch_mean: Tensor, batch_variance: Tensor, factor: float = 1) -> None:
+        """Add a batch's mean, and its variance times a factor, to the parameters, unless step/statistics.py will."""
+        if self.batch:
+            return
+        mean, variance, count = (p.detach() for p in self.params)
+        torch._foreach_mul_([mean, variance, count], self.fraction)
+        mean.add_(batch_mean)
+        variance.add_(batch_variance, alpha=factor)
+        count.add_(1)
 
     def _by_stored(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         mean, variance = self.statistics()

@@ -7,15 +7,20 @@ themselves, so there torch's are taken.  What the layers are, and which numbers 
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchcaffe.layers.layout import channels_last, is_channels_last
+
 BLOCK = 256                            # rows whose sum is float32
 PART = 2**19                           # numbers for each thread that several operations take in turn, so that caches hold them
 WIDE = 256                             # numbers in a row from which on the cost of starting rows no longer counts
+LITTLE = 2**16                         # so many numbers at most cost less than the calls that a careful sum of many takes
+PLANE = 2**10                          # numbers that torch's kernel adds in float32 before it goes on in float64
 EVERY = 15                             # of so many blocks one tells roughly where a channel's numbers lie; odd, to hit all parts of images
 
 
@@ -199,6 +204,23 @@ class _Normalise(torch.autograd.Function):
                 None, None, None, None, None)
 
 
+class _NormaliseLittle(torch.autograd.Function):
+    """normalise_little() and its gradients for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float,
+                relu: bool) -> Tensor:
+        y, ctx.gradients = normalise_little(x, weight, bias, mean, variance, eps, relu)
+        ctx.save_for_backward(y if relu else None)          # which ctx itself must not hold: it belongs to y
+        ctx.is_last = is_channels_last(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, *others = ctx.gradients(ctx.saved_tensors[0], dy, ctx.needs_input_grad[:3])
+        return (channels_last(dx) if dx is not None and ctx.is_last else dx, *others, None, None, None, None)
+
+
 class _Affine(torch.autograd.Function):
     """x * scale + shift per channel; either may be None."""
 
@@ -243,6 +265,38 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
     count = x.numel() // max(x.shape[1], 1)
     variance = variance * ((count - 1) / count) if count > 1 else torch.zeros_like(variance)
     return y.relu_() if relu else y, mean, variance
+
+
+def is_little(shape: Sequence[int]) -> bool:
+    """Whether normalise_little() takes tensors of this shape: few numbers in all, in images of more than one pixel, but not of many."""
+    return 0 < prod(shape) <= LITTLE and 1 < prod(shape[2:]) <= PLANE
+
+
+def normalise_little(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float,
+                     relu: bool) -> tuple[Tensor, Callable[..., Sequence[Tensor | None]]]:
+    """normalise() where x is_little(), and gradients(y if relu else None, dy, wanted) of x, weight and bias.
+
+    torch's own kernel, one call each way, is careful with numbers that lie row by row.  It is given their differences from the first
+    of each channel, so that a large mean costs no digit.  The mean and the unbiased variance are left in `mean` and `variance`, (C)
+    zeros.
+    """
+    first = x.as_strided((1, x.shape[1], *[1] * (x.dim() - 2)), x.stride())
+    c = torch.sub(x, first, out=torch.empty(x.shape, dtype=x.dtype))
+    y, middle, deviation = torch.native_batch_norm(c, weight, bias, mean, variance, True, 1.0, eps)
+    mean.add_(first.view(-1))
+    y = torch.clamp_min(y, 0, out=torch.empty_like(x)) if relu else torch.empty_like(x).copy_(y)
+
+    def gradients(y: Tensor | None, dy: Tensor, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        d = dy.contiguous() if y is None else torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=torch.empty_like(c))
+        found = torch.ops.aten.native_batch_norm_backward.default(d, c, weight, None, None, middle, deviation, True, eps, wanted)
+        return [value if want else None for value, want in zip(found, wanted, strict=True)]
+    return y, gradients
+
+
+def little(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float, relu: bool) -> Tensor:
+    """normalise_little() with gradients by autograd."""
+    y: Tensor = _NormaliseLittle.apply(x, weight, bias, mean, variance, eps, relu)
+    return y
 
 
 def affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -132,7 +132,8 @@ class Convolving(Windowed):
         return tops
 
 
-def _taken(x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
+def taken(x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
+    """One pixel of each stride in x (N, C, H, W), times a factor per channel (1, C, 1, 1)."""
     return channels_last(x[:, :, ::stride[0], ::stride[1]] * factor)
 
 
@@ -147,7 +148,7 @@ class _Subsample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> Tensor:
         ctx.shape, ctx.stride = x.shape, stride
         ctx.save_for_backward(factor)
-        return _taken(x, stride, factor)
+        return taken(x, stride, factor)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
@@ -167,7 +168,7 @@ class _Fork(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: tuple[int, int], factor: Tensor) -> tuple[Tensor, Tensor]:
         ctx.stride = stride
         ctx.save_for_backward(factor)
-        return x.view_as(x), _taken(x, stride, factor)
+        return x.view_as(x), taken(x, stride, factor)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor, dy: Tensor) -> tuple[Tensor, None, None]:
@@ -205,7 +206,9 @@ class Convolution(Convolving):
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         group = self.param.convolution_param.group
         if self.subsamples and bias is None and not weight.requires_grad:
-            y: Tensor = _Subsample.apply(channels_last(x), self.stride, weight.reshape(1, -1, 1, 1))
+            high, wide = self.stride
+            x, factor = channels_last(x), weight.reshape(1, -1, 1, 1)
+            y: Tensor = _Subsample.apply(x, (high, wide), factor) if x.requires_grad else taken(x, (high, wide), factor)
             return y
         x = channels_last(x)
         if self.sums_its_bias(x, bias):
@@ -326,14 +329,18 @@ class Pool:
             index = row * x.shape[3] + column
         return self._fitted(y, sizes, torch.finfo(torch.float32).min), self._fitted(index, sizes, -1)
 
+    def takes_all(self, shape: Sequence[int]) -> bool:
+        """Whether the one window is the image."""
+        return self.kernel == tuple(shape[2:]) and not any(self.pad)
+
     def average(self, x: Tensor) -> Tensor:
         """The mean of each window, cut off where the padding ends: padding counts in the divisor, what lies beyond does not.
 
         A window that begins where the image ends gives 0 / 0.
         """
         sizes = self.sizes(x.shape[2:])
-        if self.kernel == tuple(x.shape[2:]) and not any(self.pad):
-            mean: Tensor = _Mean.apply(x)
+        if self.takes_all(x.shape):
+            mean: Tensor = _Mean.apply(x) if x.requires_grad else x.mean((2, 3), keepdim=True)
             return mean
         padded, pad = self._padded(x, 0)
         if all((n - 1) * s < size + p for n, s, size, p in zip(sizes, self.stride, x.shape[2:], self.pad, strict=True)):
@@ -385,8 +392,13 @@ class Pooling(Layer):
         self.require(min(sizes) > 0, f"the kernel {self.pool.kernel} does not fit into the bottom of shape {x}")
         return [(*x[:2], *sizes)] * max(len(self.param.top), 1)
 
+    @property
+    def averages(self) -> bool:
+        """Whether the top holds means."""
+        return self.param.pooling_param.pool == caffe_pb2.PoolingParameter.AVE
+
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        if self.param.pooling_param.pool == caffe_pb2.PoolingParameter.AVE:
+        if self.averages:
             return self.pool.average(x)
         y, index = self.pool.maximum(x)
         return [y, index.to(x.dtype)] if len(self.param.top) > 1 else y

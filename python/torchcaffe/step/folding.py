@@ -15,6 +15,7 @@ from torchcaffe.graph.build import Node
 from torchcaffe.layers.layout import channels_last
 from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.vision import Convolution
+from torchcaffe.step.dense import Dense
 
 FULL_BATCH = 16                         # from here on torch gives every convolution to oneDNN, so that both ways round alike
 
@@ -110,6 +111,32 @@ class Folded:
             return y
         y = self.convolution.convolve(x, self.weight, self.bias)
         return F.relu_(y) if self.relu else y
+
+
+class FoldedDense(Folded):
+    """The same of very small images, as one product with a matrix (dense.py)."""
+
+    def __init__(self, chain: list[Node]):
+        self.dense = Dense(chain[0])
+        super().__init__(chain)
+        self.fuses = self.convolution.context.dtype == torch.float32
+
+    def refresh(self) -> None:
+        super().refresh()
+        assert self.weight is not None
+        self.matrix, self.row = self.dense.matrix(self.weight), self.dense.bias(self.bias)
+
+    def fused(self, x: Tensor, other: Tensor | None = None, relu: bool = True) -> Tensor | None:
+        if self.convolution.context.traced or x.shape[1:] != self.dense.bottom:
+            return None
+        y = self.dense.tops(torch.addmm(self.row, self.dense.rows(x), self.matrix))
+        if other is not None:
+            y.add_(other)
+        return F.relu_(y) if relu else y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.fused(x, relu=self.relu)
+        return super().__call__(x) if y is None else y
 
 
 class FoldedSum:

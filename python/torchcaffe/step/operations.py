@@ -21,7 +21,8 @@ from torchcaffe.layers.norm import BatchNorm
 from torchcaffe.layers.python import PythonLayer
 from torchcaffe.layers.shape import Concat
 from torchcaffe.layers.vision import Convolution
-from torchcaffe.step.folding import Folded, FoldedSum, foldable, is_plain_relu, is_plain_scale
+from torchcaffe.step.dense import is_dense
+from torchcaffe.step.folding import Folded, FoldedDense, FoldedSum, foldable, is_plain_relu, is_plain_scale
 
 Tops = Tensor | Sequence[Tensor]
 FRESH = ("Convolution", "Eltwise", "InnerProduct")      # their backward does not need their top, which may be overwritten
@@ -120,13 +121,13 @@ def _fork(op: Operation, operations: list[Operation]) -> None:
         taken, other = readers[i][0], readers[1 - i][0]
         layer, learned = taken.nodes[0].layer, any(taken.nodes[0].param_need)
         if isinstance(layer, Convolution) and layer.subsamples and not learned and other.nodes[0].layer.type in NEW_GRADIENT:
-            op.run = partial(_forked, layer, first=1 - i)
+            op.run = partial(forked, layer, first=1 - i)
             op.nodes, op.tops = [*op.nodes, *taken.nodes], [*op.tops, *taken.tops]
             operations.remove(taken)
             return
 
 
-def _forked(layer: Convolution, x: Tensor, first: int) -> list[Tensor]:
+def forked(layer: Convolution, x: Tensor, first: int) -> list[Tensor]:
     """The tops of a Split, of which number `first` goes to the convolution, and the layer's."""
     same, part = layer.fork(x)
     return [same if number == first else x.detach() for number in range(2)] + [part]
@@ -153,7 +154,7 @@ class _Named:
         if not self.makers:
             return False
         maker, *changes = [op.run for op in self.makers]
-        return (isinstance(maker, Folded | FoldedSum) or maker in (Tensor.add_, _add_to_channels)) and set(changes) <= {F.relu_}
+        return (isinstance(maker, Folded | FoldedSum) or maker in (Tensor.add_, add_to_channels)) and set(changes) <= {F.relu_}
 
 
 def _named(name: str, operations: list[Operation]) -> _Named:
@@ -209,7 +210,7 @@ def _add_unpadded(op: Operation, operations: list[Operation]) -> None:
             continue
         other = 1 - i
         op.bottoms, op.stop = [op.bottoms[other], join.bottoms[0]], [op.stop[other], op.stop[i] or join.stop[0]]
-        op.nodes, op.run = [*join.nodes, *op.nodes], _padded_sum
+        op.nodes, op.run = [*join.nodes, *op.nodes], padded_sum
         join.is_idle = zeros.is_idle = True
         return
 
@@ -230,12 +231,13 @@ class _PaddedSum(torch.autograd.Function):
         return dz, dz[:, :ctx.channels]
 
 
-def _padded_sum(x: Tensor, y: Tensor) -> Tensor:
+def padded_sum(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, where y has fewer channels than x, or as many."""
     z: Tensor = _PaddedSum.apply(x, y)
     return z
 
 
-def _add_to_channels(x: Tensor, y: Tensor) -> Tensor:
+def add_to_channels(x: Tensor, y: Tensor) -> Tensor:
     """_PaddedSum over x."""
     x[:, :y.shape[1]].add_(y)
     return x
@@ -243,11 +245,11 @@ def _add_to_channels(x: Tensor, y: Tensor) -> Tensor:
 
 def _add_in_place(op: Operation, operations: list[Operation]) -> None:
     """Let a sum that nothing is learned from take the memory of a folded convolution's top that nothing else reads."""
-    for i in range(1 if op.run is _padded_sum else 2):
+    for i in range(1 if op.run is padded_sum else 2):
         maker = _maker(op.bottoms[i], operations)
         if not op.learns and maker is not None and isinstance(maker.run, Folded):
             mine, other = op.bottoms[i], op.bottoms[1 - i]
-            op.run = _add_to_channels if op.run is _padded_sum else Tensor.add_
+            op.run = add_to_channels if op.run is padded_sum else Tensor.add_
             op.bottoms, op.overwrites = [mine, other], {mine}
             return
 
@@ -299,7 +301,7 @@ def rests(node: Node, at_rest: Set[int] | None) -> bool:
 def _function(chain: list[Node], before: list[Operation], learns: bool, own_gradient: bool) -> Callable[..., Tops]:
     """The function that computes a chain from its bottoms; `own_gradient`: nothing else sees its top's gradient."""
     if len(chain) > 1 and isinstance(chain[0].layer, Convolution):
-        return Folded(chain)
+        return (FoldedDense if is_dense(chain[0]) else Folded)(chain)
     node, layer = chain[0], chain[0].layer
     own = (node.top_names == node.bottom_names and bool(before) and before[-1].tops == node.bottom_names
            and before[-1].nodes[-1].layer.type in FRESH)

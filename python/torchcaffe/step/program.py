@@ -180,19 +180,19 @@ class Program:
                 continue
             if op in done:
                 continue
-            bottoms = [tops[b].detach() if stop else tops[b] for b, stop in zip(op.bottoms, op.stop, strict=True)]
-            kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops}
-            with nullcontext() if op.learns else torch.no_grad():
-                op.store(self.compute(op, bottoms), tops)
+            kept = {name: tops[name].clone() for name in op.overwrites if name in held and name in tops} if held else {}
+            op.store(self.perform(op, [tops[name] for name in op.bottoms]), tops)
             if not op.bottoms:
                 self._fit(op, tops)
-            for name, weight in self.losses.get(op, {}).items():
-                term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
-                loss = term if loss is None else loss + term
+            if op in self.losses:
+                for name, weight in self.losses[op].items():
+                    term = tops[name].sum() if weight == 1 else tops[name].sum() * weight
+                    loss = term if loss is None else loss + term
             for name in op.releases:
                 if name not in held:
                     tops.pop(name, None)
-            tops.update(kept)
+            if kept:
+                tops.update(kept)
         return loss
 
     def _fit(self, op: Operation, tops: Pass) -> None:
@@ -202,6 +202,13 @@ class Program:
             self.net.blobs[name].reshape(*tops[name].shape)
         if changed:
             self.net.reshape()
+
+    def perform(self, op: Operation, bottoms: list[Tensor]) -> Tops:
+        """The tops of an operation in a pass, with what gradients() will need."""
+        if op.learns:
+            return self.compute(op, [x.detach() if stop else x for x, stop in zip(bottoms, op.stop, strict=True)])
+        with torch.no_grad():
+            return self.compute(op, bottoms)
 
     def compute(self, op: Operation, bottoms: list[Tensor]) -> Tops:
         """The tops of an operation in the net's precision."""

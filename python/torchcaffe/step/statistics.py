@@ -11,13 +11,14 @@ from contextlib import contextmanager
 
 import torch
 
-from torchcaffe.graph.build import Graph
+from torchcaffe.graph.build import Graph, Node
 from torchcaffe.layers.norm import BatchNorm
 
 
-def collects(device: torch.device) -> bool:
-    """Whether it is worth while: on a CPU a kernel costs no more than its work."""
-    return device.type == "cuda"
+def collects(node: Node) -> bool:
+    """Whether it is worth while for a BatchNorm: on a CPU a kernel costs no more than its work, where that is not little."""
+    assert isinstance(node.layer, BatchNorm)
+    return node.layer.context.device.type == "cuda" or node.layer.is_little(node.bottoms[0].shape)
 
 
 class Statistics:
@@ -25,9 +26,8 @@ class Statistics:
 
     def __init__(self, graph: Graph, device: torch.device, dtype: torch.dtype):
         uses = Counter(owner for node in graph.nodes for owner in node.owners)
-        nodes = graph.nodes if collects(device) else []
-        self.layers = [node.layer for node in nodes if isinstance(node.layer, BatchNorm) and not node.layer.stored
-                       and all(uses[owner] == 1 for owner in node.owners)]
+        self.layers = [node.layer for node in graph.nodes if isinstance(node.layer, BatchNorm) and not node.layer.stored
+                       and collects(node) and all(uses[owner] == 1 for owner in node.owners)]
         sizes = [layer.channels for layer in self.layers for _ in range(2)]
         self.found = torch.zeros(sum(sizes), device=device, dtype=dtype)
         self._parts = list(self.found.split(sizes)) if sizes else []

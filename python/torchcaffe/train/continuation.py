@@ -20,6 +20,7 @@ import torch
 from torchcaffe import settings
 from torchcaffe.errors import SidecarError
 from torchcaffe.files import read_text
+from torchcaffe.graph import work
 from torchcaffe.net import Net
 from torchcaffe.train.state import SolverState
 
@@ -86,8 +87,8 @@ def _settings(solver: SolverState) -> dict[str, Any]:
     context = solver.net.context
     device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {"seed": solver.random_seed, "solvers": settings.solver_count(), "fast": solver.fast, "replay": solver.replay,
-            "compile": solver.compile, "threads": torch.get_num_threads(), "precision": context.precision, "torch": torch.__version__,
-            "device": device, "dtype": str(context.dtype)}
+            "compile": solver.compile, "threads": work.threads(solver.net.graph), "precision": context.precision,
+            "torch": torch.__version__, "device": device, "dtype": str(context.dtype)}
 
 
 def _digest(solver: SolverState) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchcaffe import formats, glog, settings
 from torchcaffe.errors import CaffeError
-from torchcaffe.graph import debug
+from torchcaffe.graph import debug, work
 from torchcaffe.graph.build import Learnable
 from torchcaffe.net import Net, NetVec
 from torchcaffe.proto import caffe_pb2, prototxt
@@ -27,6 +27,7 @@ from torchcaffe.step.capture import Fed, Replay
 from torchcaffe.step.operations import Operation
 from torchcaffe.step.program import Program, why_not
 from torchcaffe.step.remembered import Remembered
+from torchcaffe.step.tiny import Tiny, suits
 from torchcaffe.train import continuation, policies, solver_nets, updates
 from torchcaffe.train.state import Callbacks, Hook
 
@@ -95,12 +96,13 @@ class Solver:
     def step(self, iterations: int) -> None:
         """Train for `iterations` updates, testing, displaying and snapshotting as the prototxt says."""
         stop = self.iter + iterations
-        self._begin()
-        while self.iter < stop and not self.is_stopped:
-            self._test_if_due()
-            self._iterate()
-            self._snapshot_if_due()
-        self._show()
+        with work.on_its_threads(self.net.graph):
+            self._begin()
+            while self.iter < stop and not self.is_stopped:
+                self._test_if_due()
+                self._iterate()
+                self._snapshot_if_due()
+            self._show()
 
     def _begin(self, on_device: bool | None = None) -> None:
         """Before some iterations in a row: somebody may have written parameters, or looked at them."""
@@ -235,7 +237,7 @@ class Solver:
             if self.remember:
                 glog.info(f"{net.source} is compiled, so that nothing of it is remembered", "remembered.py:1")
             return compiled.Compiled(net, self.updater.at_rest)
-        program = Program(net, self.updater.at_rest)
+        program = (Tiny if suits(net) else Program)(net, self.updater.at_rest)
         if self.remember:
             program.remember(self.remember, resident=self.replay or net.context.device.type == "cuda")
         return program
@@ -288,11 +290,12 @@ class Solver:
         if program is None:
             return net._forward(0, len(net.layers) - 1)
         replay = self._replayed(net) if net is not self.net else None
-        if replay is not None:
-            loss = replay()
-        else:
-            with torch.no_grad():
-                loss = program.forward()
+        with work.on_its_threads(net.graph):
+            if replay is not None:
+                loss = replay()
+            else:
+                with torch.no_grad():
+                    loss = program.forward()
         return 0.0 if loss is None else loss
 
     def _pass(self) -> list[Tensor | None]:

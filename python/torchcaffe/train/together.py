@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchcaffe.errors import CaffeError
+from torchcaffe.graph import work
 from torchcaffe.step import capture
 from torchcaffe.step.capture import Fed, Replay
 from torchcaffe.step.frontier import computes, is_itemwise, settings
@@ -47,6 +48,10 @@ class Together:
 
     def step(self, iterations: int) -> None:
         """Train each solver for so many updates, or until one is asked to stop; each tests, displays and snapshots as its prototxt says."""
+        with work.on_its_threads(*(solver.net.graph for solver in self.solvers)):
+            self._step(iterations)
+
+    def _step(self, iterations: int) -> None:
         for number, solver in enumerate(self.solvers):
             with self.turn(number):
                 solver._begin(on_device=self.replay is not None)

@@ -15,7 +15,7 @@ from hintkd.errors import UserError
 from hintkd.experiment import Experiment, counted, option
 from hintkd.experiment import Options as BaseOptions
 from hintkd.experiment import Schedule as BaseSchedule
-from hintkd.methods.common import solver
+from hintkd.methods.common import options_of, solver
 from hintkd.methods.method import Choice, Line, method
 from hintkd.methods.stage import Stage
 from hintkd.nets.adapters import linear
@@ -114,9 +114,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def options(x: Experiment) -> Options:
     """The experiment's options.  Raises UserError where they are another paper's."""
-    if not isinstance(x.options, Options):
-        raise UserError(f"{x.table}: {x.name} needs the options of paper byot; name that paper in the table")
-    return x.options
+    return options_of(x, Options, "byot")
 
 
 # -- the net ---------------------------------------------------------------------------------------------------------------------

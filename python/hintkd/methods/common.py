@@ -2,12 +2,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from hintkd.backend import caffe_pb2
-from hintkd.experiment import Experiment
+from hintkd.errors import UserError
+from hintkd.experiment import Experiment, Options, Schedule
 from hintkd.methods.method import Line, method, teacher_stages
 from hintkd.methods.stage import Stage, Weights
 from hintkd.nets import stages as nets
+
+Own = TypeVar("Own", bound=Options)
+Run = TypeVar("Run", bound=Schedule)
+
+
+def options_of(x: Experiment, kind: type[Own], paper: str) -> Own:
+    """The experiment's options, which must be the paper's.  Raises UserError where they are another's."""
+    if not isinstance(x.options, kind):
+        raise UserError(f"{x.table}: {x.name} needs the options of paper {paper}; name that paper in the table")
+    return x.options
+
+
+def schedule_of(x: Experiment, kind: type[Run], paper: str) -> Run:
+    """The schedule that is run, which must be the paper's.  Raises UserError where it is another's."""
+    if not isinstance(x.schedule, kind):
+        raise UserError(f"{x.table}: {x.name} needs the schedule of paper {paper}; name that paper in the table")
+    return x.schedule.scaled(x.scale)
 
 
 def solver(x: Experiment, iterations: int, seed: int, lr: float, falling: bool = True,

@@ -11,7 +11,7 @@ from hintkd.errors import UserError
 from hintkd.experiment import Experiment, Taps, Trained, counted, option
 from hintkd.experiment import Options as BaseOptions
 from hintkd.experiment import Schedule as BaseSchedule
-from hintkd.methods.common import label_stage, solver, weights_of
+from hintkd.methods.common import label_stage, options_of, schedule_of, solver, weights_of
 from hintkd.methods.method import Choice, Line, method, teacher_weights
 from hintkd.methods.stage import Stage
 from hintkd.nets import stages as nets
@@ -87,16 +87,12 @@ SCHEDULES = {
 
 def options(x: Experiment) -> Options:
     """The experiment's options.  Raises UserError where they are another paper's."""
-    if not isinstance(x.options, Options):
-        raise UserError(f"{x.table}: {x.name} needs the options of paper hint_2019; name that paper in the table")
-    return x.options
+    return options_of(x, Options, "hint_2019")
 
 
 def schedule(x: Experiment) -> Schedule:
     """The schedule that is run.  Raises UserError where it is another paper's."""
-    if not isinstance(x.schedule, Schedule):
-        raise UserError(f"{x.table}: {x.name} needs the schedule of paper hint_2019; name that paper in the table")
-    return x.schedule.scaled(x.scale)
+    return schedule_of(x, Schedule, "hint_2019")
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hintkd.backend import caffe_pb2
 from hintkd.errors import UserError
 from hintkd.experiment import Experiment, Network, option
 from hintkd.methods import zoo
-from hintkd.methods.common import weights_of
+from hintkd.methods.common import options_of, weights_of
 from hintkd.methods.method import Choice, Line, method
 from hintkd.methods.stage import Stage
 from hintkd.methods.zoo_protocol import label_stage, protocol, rate, schedule
@@ -66,9 +66,7 @@ class Options(zoo.Options):
 
 def options(x: Experiment) -> Options:
     """The experiment's options.  Raises UserError where they are another paper's."""
-    if not isinstance(x.options, Options):
-        raise UserError(f"{x.table}: {x.name} needs the options of paper sftn; name that paper in the table")
-    return x.options
+    return options_of(x, Options, "sftn")
 
 
 # -- phase 1 -------------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hintkd.backend import caffe_pb2
-from hintkd.errors import UserError
 from hintkd.experiment import Experiment, counted, option
 from hintkd.experiment import Options as BaseOptions
 from hintkd.experiment import Schedule as BaseSchedule
-from hintkd.methods.common import solver, weights_of
+from hintkd.methods.common import options_of, schedule_of, solver, weights_of
 from hintkd.methods.method import teacher_weights
 from hintkd.methods.stage import Stage
 from hintkd.nets.distilled import Distilled
@@ -82,16 +81,12 @@ SCHEDULES = {
 
 def options(x: Experiment) -> Options:
     """The experiment's options.  Raises UserError where they are another paper's."""
-    if not isinstance(x.options, Options):
-        raise UserError(f"{x.table}: {x.name} needs the options of paper zoo; name that paper in the table")
-    return x.options
+    return options_of(x, Options, "zoo")
 
 
 def schedule(x: Experiment) -> Schedule:
     """The schedule that is run.  Raises UserError where it is another paper's."""
-    if not isinstance(x.schedule, Schedule):
-        raise UserError(f"{x.table}: {x.name} needs the schedule of paper zoo; name that paper in the table")
-    return x.schedule.scaled(x.scale)
+    return schedule_of(x, Schedule, "zoo")
 
 
 def rate(x: Experiment) -> float:

@@ -51,7 +51,7 @@ class Dense:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """W."""
-        self._weights.copy_(weight.view(-1))
+        self._weights.copy_(weight.reshape(-1))
         return self._padded.index_select(0, self._sources).view(self._matrix.shape)
 
     def rows(self, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ docs: .venv/demo.stamp           # the generated parts of README.md and docs/
 proto: .venv/dev.stamp           # torchcaffe/proto/caffe_pb2.py from caffe.proto
 	@$(BIN)/python -m torchcaffe.proto.generate
 
-benchmark: .venv/demo.stamp      # hours on a quiet machine; writes docs/performance.md
+benchmark: .venv/demo.stamp      # wants a quiet machine; writes docs/performance.md
 	@for program in step scaling memory remembered zoo; do $(BIN)/python benchmarks/$$program.py && $(BIN)/python benchmarks/$$program.py --render || exit; done
 
 image:

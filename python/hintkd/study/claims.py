@@ -7,10 +7,14 @@ unless a formula names another, `byot > deep-supervision in column 1/4`.  Whethe
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
+
+from hintkd.errors import UserError
+from hintkd.study.fields import near
 
 FIELDS = ("claim", "text", "section")
 TO = "iterations to "
@@ -84,3 +88,15 @@ def _written(claim: Claim) -> str | dict[str, str]:
 
 
 ClaimField = Annotated[Claim, BeforeValidator(_read), PlainSerializer(_written)]
+
+
+def require_compared(kind: str, claims: Sequence[Claim], rows: Sequence[str], columns: Sequence[str], test_loss: bool) -> None:
+    """Raise UserError unless a table with these rows and columns, and with test losses or not, has what its claims of a kind compare."""
+    for index, claim in enumerate(claims):
+        if claim.measure == "test loss" and not test_loss:
+            raise UserError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
+        if claim.column and claim.column not in columns:
+            raise UserError(f"{kind}[{index}]: the table has no column {claim.column!r}; {near(claim.column, columns)}")
+        for side in (claim.left, claim.right):
+            if side.table is None and side.method not in rows:
+                raise UserError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, rows)}")

@@ -1,8 +1,9 @@
-"""Where tables lie and what they are called, without reading any: what a shell completes must come at once."""
+"""Where tables lie and what they and their changed copies are called, without reading any: what a shell completes must come at once."""
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 DEMO = "demo"                                                # the table of the first demo; others are called demo-NAME
 FOLDERS = (Path("results/paper"),                            # of the workspace; of the installed package; of a checkout
@@ -24,3 +25,13 @@ def in_order(name: str) -> tuple[bool, str, int]:
     found = re.match(r"(\D*)(\d{0,9})", name)
     assert found
     return not name.startswith("table"), found[1], int(found[2] or 0)
+
+
+def in_a_name(what: str, value: Any) -> str:
+    """What was set, as part of a folder's name: teacher32, my-teacher, lambda-3, shortcut-B."""
+    if what in ("teacher.depth", "student.depth"):
+        return f"{what.partition('.')[0]}{value}"
+    if what == "teacher.weights":
+        return Path(value).stem
+    shown = "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return re.sub(r"[^\w.]+|_", "-", f"{what}-{shown}").replace(".", "-" if "." in what else ".").strip("-")

@@ -23,9 +23,9 @@ from hintkd.methods.method import Method
 from hintkd.methods.papers import PAPERS, Paper, own_methods, paper
 from hintkd.metrics import METRICS, Metric
 from hintkd.seeds import TABLE_SEEDS
-from hintkd.study.claims import ClaimField
+from hintkd.study.claims import ClaimField, require_compared
 from hintkd.study.fields import built, changed, checked, expanded, names_of, near, path_of, place_of
-from hintkd.study.names import FOLDERS
+from hintkd.study.names import FOLDERS, in_a_name
 from hintkd.study.names import table_names as table_names
 from hintkd.study.rows import ORIGINAL, TEACHER, DataSet, Learner, Row, dataset_in, dataset_of, learner_of
 from hintkd.study.yaml_file import read_yaml
@@ -266,7 +266,7 @@ class Table(BaseModel):
                 alone = table_of(_with_all(self._content(), settings), self.name, self.name, self._folder)
                 if alone.experiment(ORIGINAL) == self.experiment(ORIGINAL):
                     continue                                 # it is so already
-                name += f"-{_in_a_name(what, value)}"
+                name += f"-{in_a_name(what, value)}"
             content = _with_all(content, settings)
             comparable = comparable and (what == "preset" or all(path[0] == "options" for path in settings))
         teacher = content["teacher"] or {}
@@ -325,16 +325,6 @@ def _with_all(settings: Mapping[str, Any], changes: Mapping[tuple[str, ...], Any
     for path, value in changes.items():
         made = _with(made, path, value)
     return made
-
-
-def _in_a_name(what: str, value: Any) -> str:
-    """What was set, as part of a folder's name: teacher32, my-teacher, lambda-3, shortcut-B."""
-    if what in ("teacher.depth", "student.depth"):
-        return f"{what.partition('.')[0]}{value}"
-    if what == "teacher.weights":
-        return Path(value).stem
-    shown = "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return re.sub(r"[^\w.]+|_", "-", f"{what}-{shown}").replace(".", "-" if "." in what else ".").strip("-")
 
 
 # ------------------------------------------------------------------------------------------------------------------- reading
@@ -418,20 +408,8 @@ def _check(table: Table) -> None:
         _check_experiment(table, row, index)
     if table._known:
         table.experiment(ORIGINAL)
-    _check_claims(table)
-
-
-def _check_claims(table: Table) -> None:
-    """That the rows and columns which claims compare are there."""
     for kind, claims in (("claims", table.claims), ("orders", table.orders), ("controls", table.controls)):
-        for index, claim in enumerate(claims):
-            if claim.measure == "test loss" and not table.test_loss:
-                raise UserError(f"{kind}[{index}]: {claim.text!r} needs `test_loss: true` in the table")
-            if claim.column and claim.column not in table.columns:
-                raise UserError(f"{kind}[{index}]: the table has no column {claim.column!r}; {near(claim.column, list(table.columns))}")
-            for side in (claim.left, claim.right):
-                if side.table is None and side.method not in table.names:
-                    raise UserError(f"{kind}[{index}]: the table has no row {side.method!r}; {near(side.method, table.names)}")
+        require_compared(kind, claims, table.names, list(table.columns), table.test_loss)
 
 
 def _check_experiment(table: Table, row: Row, index: int) -> None:
